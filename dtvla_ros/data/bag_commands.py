@@ -119,8 +119,7 @@ def _of_end_effector(name: str, sent: Track, poses: Track, absolute: bool, where
     Where that takes the pose measured last before a command, None of one that has none.
     """
     found: list[NDArray[np.float64] | None] = []
-    before = np.searchsorted(poses.stamps, sent.stamps, side='right') - 1
-    for message, place in zip(sent.values, before.tolist(), strict=True):
+    for message, place in zip(sent.values, poses.before(sent).tolist(), strict=True):
         measured = poses.values[place] if place >= 0 else None
         if name == 'action':
             action = _action(message, where)

@@ -18,13 +18,12 @@ from dtvla_ros.data import layout
 from dtvla_ros.data.bag import Bag, Told, open_bag, read_bag
 from dtvla_ros.data.bag_commands import NEVER
 from dtvla_ros.data.layout import Episode
-from dtvla_ros.data.track import ANOTHER, BREAK, Track
+from dtvla_ros.data.track import ANOTHER, BREAK, SLACK, Track
 from dtvla_ros.data.writer import merge_shards, write_shard
 from dtvla_ros.errors import UserError
 
 GAP = 1.5  # control periods between two commands from which on one is missing
 NEAR_BREAK = 3  # commands: how far messages of several topics may be out of order
-SLACK = 500_000_000  # the same in time [ns]
 BACK = 100_000_000  # by which stamps go back that were not only received out of order [ns]
 PAUSE = 10**9  # without a command, after which a new episode begins where nothing tells [ns]
 FASTEST, SLOWEST = 1000, 0.1  # commands and frames a second that are believed

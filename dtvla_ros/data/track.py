@@ -19,6 +19,8 @@ ANOTHER = 1.5
 """Times a rate: another one, not the same with jitter."""
 BREAK = 4.0
 """Control periods that only a new episode leaves out."""
+SLACK = 500_000_000
+"""How far apart what belongs together may be received, out of order [ns]."""
 
 
 class Unusable(ValueError):
@@ -83,6 +85,17 @@ class Track:
         places = np.concatenate([np.zeros(0, np.int64), *kept])
         return Track(self.received[places], np.concatenate([np.zeros(0, np.int64), *stamps]),
                      [self.values[k] for k in places])
+
+    def before(self, other: Track) -> NDArray[np.int64]:
+        """Return the index of the message stamped last before each one of ``other``, -1: none.
+
+        Clocks start anew: it is the one received last, of those stamped no later.
+        """
+        found = np.searchsorted(self.received, other.received + SLACK, side='right') - 1
+        for k, stamp in enumerate(other.stamps.tolist()):
+            while found[k] >= 0 and self.stamps[found[k]] > stamp:
+                found[k] -= 1
+        return found
 
     def nearest(self, stamps: NDArray[np.int64], tolerance: float) -> NDArray[np.int64]:
         """Return the index of the message nearest to each time, -1 where none is near [ns]."""

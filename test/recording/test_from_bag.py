@@ -173,6 +173,21 @@ def test_episodes_end_with_their_instruction_and_fit_one_dataset(tmp_path):
     np.testing.assert_allclose((second - first).mean(axis=(1, 2, 3)), 100, atol=4)
 
 
+@pytest.mark.parametrize('space', ['', 'OSC_POSE_ABSOLUTE'])
+def test_a_goal_is_from_the_pose_of_its_own_run(tmp_path, space):
+    """Two runs with the same stamps, elsewhere."""
+    preset = 'action' if space else 'target'
+    first, second = Robot(preset), Robot(preset, task='stack the red cube')
+    second.position += 0.3
+    _, reader = converted(tmp_path, first.write(tmp_path / 'bag', second), told=Told(
+        RobotNames(action_space=space)))
+    expected = np.concatenate([np.column_stack([
+        run.position + 0.05 * run.actions[:, :3], run.actions[:, 6]]) if space else run.actions
+        for run in (first, second)])
+    actions = np.asarray(reader.column(layout.ACTION))
+    np.testing.assert_allclose(actions[:, [0, 1, 2, 6]] if space else actions, expected, atol=1e-5)
+
+
 def test_a_command_received_late_stays_with_its_episode(tmp_path):
     first = Robot(late=True)
     _, reader = converted(tmp_path, first.write(
