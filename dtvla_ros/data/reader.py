@@ -27,6 +27,7 @@ from dtvla_ros.data.layout import Episode
 from dtvla_ros.data.video import probe, read_video
 from dtvla_ros.errors import UserError
 from dtvla_ros.files import read_json, unreadable
+from dtvla_ros.policy.shapes import Size
 from dtvla_ros.policy.vocabulary import load_tokenizer
 
 RECORD = 'copy or record this episode again'
@@ -167,6 +168,19 @@ class DatasetReader:
     def camera_keys(self) -> list[str]:
         """Features that are colour images, however they are stored."""
         return [key for key in self._image_features if key not in self.left_out]
+
+    @property
+    def image_sizes(self) -> dict[str, Size]:
+        """How large the images are, width and height [px], by what policies call the camera."""
+        shapes = {key: self.info['features'][key]['shape'] for key in self.camera_keys}
+        return {layout.camera_of(key): (shape[1], shape[0]) for key, shape in shapes.items()}
+
+    def require_size(self, image: NDArray[np.uint8], key: str, path: Path) -> None:
+        """Raise ``UserError`` for an image of another size than ``info`` says."""
+        height, width = self.info['features'][key]['shape'][:2]
+        if image.shape[:2] != (height, width):
+            raise UserError(f'{path}: images of {image.shape[0]}x{image.shape[1]} of {key}, '
+                            f'{layout.INFO} says {height}x{width}; correct the shape')
 
     @property
     def _image_features(self) -> list[str]:
@@ -436,7 +450,7 @@ class DatasetReader:
         Raises ``UserError`` for a file that is missing, damaged or too short, and for images of
         another size than ``info`` says.
         """
-        row, due = self.episodes[episode], tuple(self.info['features'][key]['shape'][:2])
+        row = self.episodes[episode]
         if key in self.image_keys:
             path, images = self.data_path(episode), self._stored_images(episode, key, first)
         else:
@@ -449,9 +463,7 @@ class DatasetReader:
             if frame == row['length']:
                 raise UserError(f'{path}: more images than the {frame} rows of episode {episode}; '
                                 f'{RECORD}')
-            if image.shape[:2] != due:
-                raise UserError(f'{path}: images of {image.shape[0]}x{image.shape[1]} of {key}, '
-                                f'{layout.INFO} says {due[0]}x{due[1]}; correct the shape')
+            self.require_size(image, key, path)
             yield image
             frame += 1
         if frame < row['length']:

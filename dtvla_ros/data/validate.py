@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from itertools import islice
 from math import prod
@@ -23,6 +23,7 @@ from dtvla_ros.errors import UserError
 from dtvla_ros.issues import Issue
 from dtvla_ros.policy.config import DecoderConfig
 from dtvla_ros.policy.manifest import MANIFEST, PolicyManifest
+from dtvla_ros.policy.shapes import Size, same_shape, shown
 from dtvla_ros.policy.transform import PolicyTransform, read_transform, transform_of
 
 TIME_TOLERANCE = 1e-3  # between a timestamp and its place in the episode [s]
@@ -260,6 +261,7 @@ def fits_policy(root: Path, policy: Path, tokenizer: Path | None = None) -> list
     reader = open_dataset(root)
     return [*_issues(root / layout.INFO, contract(
                 reader, transform.config, str(policy), transform.contract)),
+            *_issues(root / layout.INFO, shapes(reader, transform.sizes, str(policy))),
             *_issues(root / 'meta', _instructions(reader, transform)),
             *_issues(root / 'data', _thoughts(reader, transform, longest, policy, tokenizer))]
 
@@ -291,6 +293,15 @@ def contract(reader: DatasetReader, config: DecoderConfig, policy: str,
     if stored < config.chunk_steps:
         yield (f'chunks of {stored} actions, {policy} makes {config.chunk_steps}',
                f'convert or collect with --chunk {config.chunk_steps}')
+
+
+def shapes(reader: DatasetReader, sizes: Mapping[str, Size], other: str) -> Found:
+    """Compare the shapes of a dataset's images with those of another, or of a policy's."""
+    for camera, size in reader.image_sizes.items():
+        if camera in sizes and not same_shape(size, sizes[camera]):
+            yield (f'the images of the camera {camera!r} are {shown(size)}, those of {other} '
+                   f'{shown(sizes[camera])}: squeezed to a square, they would not look alike',
+                   'choose datasets of one shape, or begin anew with this one alone')
 
 
 def _instructions(reader: DatasetReader, transform: PolicyTransform) -> Found:

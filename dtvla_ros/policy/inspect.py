@@ -33,6 +33,7 @@ from dtvla_ros.policy.manifest import (
     TOKENIZER,
     PolicyManifest,
 )
+from dtvla_ros.policy.shapes import shown
 from dtvla_ros.policy.vocabulary import load_tokenizer
 
 SMALL = 32 << 20  # bytes; files up to this size are hashed unasked
@@ -192,7 +193,7 @@ def _adapter(folder: Path) -> Inspection:
 def _contents(manifest: PolicyManifest) -> dict[str, Any]:
     return {'name': manifest.name, 'license': manifest.license,
             'statistics': manifest.statistics.to_dict() if manifest.statistics else None,
-            'action': manifest.action.to_dict(), 'images': asdict(manifest.images),
+            'action': manifest.action.to_dict(), 'images': manifest.images.to_dict(),
             'prompt': {key: getattr(manifest, key) for key in (
                 'preamble', 'state_in_prompt', 'max_thought_tokens', 'tasks',
                 'says_done')},
@@ -280,13 +281,16 @@ def show(found: Inspection, console: Console | None = None) -> None:
     sections: dict[str, Any] = {'': {
         'path': found.path, 'kind': found.kind, 'name': found.name, 'licence': found.license,
         'engines': found.engines, 'proof': found.proof}}
+    images = dict(found.images or {})
+    if sizes := images.pop('sizes', None):
+        images['trained on'] = {camera: shown(size) for camera, size in sizes.items()}
     if config := found.config:
         sections |= {
             'Parameters': {part: f'{n:,}' for part, n in found.parameters.items()},
             'Decoder': {**config['text'], 'chunk_steps': config['chunk_steps'],
                         'action_dim': config['action_dim']},
             'Images': {**{key: value for key, value in config['vision'].items() if value},
-                       **(found.images or {})},
+                       **images},
             'Memory, computed': {what: decimal(n) for what, n in found.memory.items()},
             'Special ids': config['ids'], 'Action contract': found.action,
             'Prompt': found.prompt}

@@ -20,6 +20,7 @@ from dtvla_ros.files import read_json, unreadable, writing
 from dtvla_ros.interrupt import resumable
 from dtvla_ros.policy.confidence import Calibration
 from dtvla_ros.policy.config import DecoderConfig
+from dtvla_ros.policy.shapes import Size, require_sizes
 
 FORMATS = (1, 2)  # of end-effector offsets, which every version reads, and of other actions
 MOST_TOKENS = 10_000  # of a thought
@@ -36,19 +37,35 @@ ALLOWED = ('.safetensors', '.onnx', '.json')
 
 @dataclass(frozen=True, slots=True)
 class ImageContract:
-    """How the cameras' images must arrive; names, order and size are in the config.
+    """How the cameras' images must arrive; names and order are in the config.
 
-    ``mirrored``: the policy was trained on upright images with left and right exchanged, as
-    LIBERO's renders (rows bottom up) are once turned by 180 degrees. Cameras still deliver them
-    as they see; the transform does the exchange.
+    ``sizes``: how large each camera's were in the demonstrations, width and height [px]; of a
+    camera without one nobody knows. A camera's images must have that shape, in any resolution:
+    all are scaled to the config's one square size. ``mirrored``: the policy was trained on upright
+    images with left and right exchanged, as LIBERO's renders (rows bottom up) are once turned by
+    180 degrees. Cameras still deliver them as they see; the transform does the exchange.
     """
 
     encoding: str = 'rgb8'
     upright: bool = True
     mirrored: bool = False
+    sizes: Mapping[str, Size] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         require_types(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> ImageContract:
+        """Read what `to_dict` returns, of a file. Raises TypeError for an unknown field."""
+        values = dict(data)
+        if isinstance(sizes := values.get('sizes'), Mapping):
+            values['sizes'] = {camera: tuple(size) if isinstance(size, list) else size
+                               for camera, size in sizes.items()}
+        return cls(**values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields; no ``sizes`` where none are known, as earlier versions read it."""
+        return {name: value for name, value in asdict(self).items() if name != 'sizes' or value}
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,9 +121,13 @@ class PolicyManifest:
         if self.action.replan_steps > self.config.chunk_steps:
             raise UserError(f'manifest: replan_steps {self.action.replan_steps} exceeds the chunk '
                             f'of {self.config.chunk_steps}')
+        try:
+            require_sizes(self.images.sizes, self.config.vision.cameras)
+        except UserError as error:
+            raise UserError(f'manifest: images: {error}') from None
 
     def to_json(self) -> str:
-        data = asdict(self) | {'action': self.action.to_dict(),
+        data = asdict(self) | {'action': self.action.to_dict(), 'images': self.images.to_dict(),
                                'statistics': self.statistics.to_dict()}
         if self.calibration is None:  # so that versions without this key read it
             del data['calibration']
@@ -132,7 +153,7 @@ class PolicyManifest:
                 config=config, action=action,
                 statistics=ActionStatistics.from_dict(
                     data.pop('statistics'), config.action_dim, action.gripper_index),
-                images=ImageContract(**data.pop('images')),
+                images=ImageContract.from_dict(data.pop('images')),
                 tasks=sentences(data.pop('tasks', []), 'tasks'),
                 names=sentences(data.pop('names', []), 'names'),
                 calibration=Calibration.from_dict(fitted) if (

@@ -6,7 +6,7 @@ Training, evaluation and the node share it, so that they cannot differ.
 from __future__ import annotations
 
 from collections.abc import Container, Mapping, Sequence
-from dataclasses import asdict, astuple, dataclass, replace
+from dataclasses import asdict, astuple, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,10 +23,12 @@ from dtvla_ros.actions.normalize import ActionStatistics
 from dtvla_ros.errors import UserError
 from dtvla_ros.files import read_json, write_json, written_whole
 from dtvla_ros.policy.config import DecoderConfig
-from dtvla_ros.policy.manifest import TOKENIZER, PolicyManifest
+from dtvla_ros.policy.manifest import TOKENIZER, ImageContract, PolicyManifest
+from dtvla_ros.policy.shapes import Size, require_sizes
 from dtvla_ros.policy.vocabulary import UNKNOWN, load_tokenizer
 
 ACTION = 'action.json'  # of a training run: its action contract
+IMAGES = 'images.json'  # the same of its images, as far as it is not in the prompt's file
 MAX_INSTRUCTION = 512  # characters; longer is a mistake or an attack, never a task
 
 
@@ -68,6 +70,7 @@ class PolicyTransform:
     ``state_in_prompt`` adds the gripper's state words (the released model sees none);
     ``preamble`` is the released prompt's sentence before ``Task:``. ``mirrored`` exchanges left
     and right of every image, for policies trained on such. ``contract``: what actions are.
+    ``sizes``: of the cameras' images in the demonstrations, as of ``ImageContract``.
     """
 
     config: DecoderConfig
@@ -77,6 +80,7 @@ class PolicyTransform:
     preamble: str = ''
     mirrored: bool = False
     contract: ActionContract = ActionContract()
+    sizes: Mapping[str, Size] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if len(self.statistics.q01) != self.config.action_dim:
@@ -209,11 +213,12 @@ def transform_of(folder: Path, manifest: PolicyManifest) -> PolicyTransform:
         manifest.statistics, manifest.state_in_prompt, manifest.preamble,
         manifest.images.mirrored,
         # How often it decides is the policy's, and no part of what its actions mean.
-        replace(manifest.action, replan_steps=ActionContract().replan_steps))
+        replace(manifest.action, replan_steps=ActionContract().replan_steps),
+        manifest.images.sizes)
 
 
 def write_transform(folder: Path, transform: PolicyTransform) -> None:
-    """Write ``config.json``, ``tokenizer.json``, and statistics, prompt and action likewise."""
+    """Write ``config.json``, ``tokenizer.json``; statistics, prompt, action, images likewise."""
     folder.mkdir(parents=True, exist_ok=True)
     with written_whole(folder / 'tokenizer.json') as part:
         transform.tokenizer.save(str(part))
@@ -222,6 +227,7 @@ def write_transform(folder: Path, transform: PolicyTransform) -> None:
         'state_in_prompt': transform.state_in_prompt, 'preamble': transform.preamble,
         'mirrored': transform.mirrored})
     write_json(folder / ACTION, transform.contract.to_dict())
+    write_json(folder / IMAGES, {'sizes': transform.sizes})
     write_json(folder / 'config.json', asdict(transform.config))  # last: now there is one
 
 
@@ -233,7 +239,14 @@ def read_transform(folder: Path) -> PolicyTransform:
     decoder = DecoderConfig.from_dict(config)
     told = folder / ACTION  # runs of earlier versions have none
     contract = ActionContract.from_dict(read_json(told)) if told.exists() else ActionContract()
+    images = folder / IMAGES  # nor this
+    found = read_json(images) if images.exists() else {}
+    try:
+        sizes = ImageContract.from_dict(found).sizes
+        require_sizes(sizes, decoder.vision.cameras)
+    except (TypeError, UserError) as error:
+        raise UserError(f'{images}: {error}; copy the run again') from None
     return PolicyTransform(
         decoder, load_tokenizer(folder / 'tokenizer.json'), ActionStatistics.from_dict(
             statistics, decoder.action_dim, contract.gripper_index),
-        **prompt, contract=contract)
+        **prompt, contract=contract, sizes=sizes)

@@ -335,6 +335,8 @@ def _decode(reader: DatasetReader, transform: PolicyTransform, frames: NDArray[n
     def fill(paths: tuple[Path, ...]) -> int:
         done = 0
         for index, *images in zip(files[paths], *map(read_video, paths), strict=False):
+            for name, path, image in zip(cameras, paths, images, strict=True):
+                reader.require_size(image, keys[name], path)
             pixels = transform.pixels(dict(zip(cameras, images, strict=True)))  # [C, 3, S, S]
             frames[index] = np.rint((pixels + 1.0) * 127.5).astype(np.uint8).transpose(0, 2, 3, 1)
             done += 1

@@ -19,6 +19,7 @@ from dtvla_ros.policy.manifest import (
     GRAPHS,
     MANIFEST,
     PROOF,
+    ImageContract,
     PolicyManifest,
     sha256,
 )
@@ -103,13 +104,16 @@ def _read_run(run: Path) -> tuple[HybridDecoder, PolicyTransform, PolicyManifest
     else:
         model = load_model(transform.config, run / WEIGHTS)
     if (run / ORIGIN / MANIFEST).exists():
+        origin = PolicyManifest.read(run / ORIGIN)
         return model, transform, replace(
-            PolicyManifest.read(run / ORIGIN), name=run.resolve().name, config=transform.config,
-            statistics=transform.statistics, calibration=None, **read_tasks(run))
+            origin, name=run.resolve().name, config=transform.config,
+            statistics=transform.statistics, calibration=None,
+            images=replace(origin.images, sizes=transform.sizes), **read_tasks(run))
     usual, installed = transform.contract, versions()
     return model, transform, PolicyManifest(
         name='nano', license='Apache-2.0', config=transform.config,
         statistics=transform.statistics, files={}, **read_tasks(run),
+        images=ImageContract(sizes=transform.sizes),
         action=replace(usual, replan_steps=min(usual.replan_steps, transform.config.chunk_steps)),
         simulator={k: v for k, v in installed.items() if k in ('mujoco', 'robosuite')})
 

@@ -15,7 +15,7 @@ from dtvla_ros.actions.contract import ActionContract
 from dtvla_ros.actions.normalize import ActionStatistics
 from dtvla_ros.data import layout
 from dtvla_ros.data.reader import DatasetReader
-from dtvla_ros.data.validate import contract
+from dtvla_ros.data.validate import contract, shapes
 from dtvla_ros.errors import UserError
 from dtvla_ros.files import find_shared
 from dtvla_ros.policy.checkpoint import EMBEDDING, load_weights, read_tensors, weight_files
@@ -52,22 +52,23 @@ def initialise(config: SftConfig, run: SftRun, readers: Sequence[DatasetReader])
 
     A vocabulary with location tokens is a small policy's and grows with the data; any other is
     taken as it is, with the policy. Raises ``UserError`` where frozen parts have no policy to come
-    from.
+    from, and for images of several shapes.
     """
     begun = read_transform(run.out) if (run.out / 'config.json').exists() else None
     if run.init is None or not run.init.is_dir():
         if config.freezes:
             raise UserError('train config: lora and rates of 0 keep parts of an earlier policy; '
                             'name its folder with --init')
-        return Initialisation(begun or new_transform(config, readers))
+        return Initialisation(sized(begun or new_transform(config, readers), readers, run.out))
     if begun and not config.freezes:
-        return Initialisation(begun)
+        return Initialisation(sized(begun, readers, run.out))
     model, before, manifest = read_source(run.init)
     released = not location_spans(before.tokenizer)
     transform = begun or (before if released else grown(before, dataset_words(readers)))
     if config.freezes and transform.config != before.config:
         raise UserError(f'{run.init}: {run.out} has another vocabulary or size, and frozen parts '
                         'can not follow; train it whole, or begin anew')
+    transform = sized(transform, readers, run.out if begun else run.init)
     return Initialisation(
         transform, model if released or config.freezes else None, manifest if released else None)
 
@@ -78,6 +79,22 @@ def require_contract(readers: Sequence[DatasetReader], decoder: DecoderConfig,
     for reader in readers:
         for problem, remedy in contract(reader, decoder, 'the policy', actions):
             raise UserError(f'{reader.root}: {problem}; {remedy}')
+
+
+def sized(transform: PolicyTransform, readers: Sequence[DatasetReader],
+          before: Path) -> PolicyTransform:
+    """Return a transform that knows how large the first dataset's images are.
+
+    Raises ``UserError`` where those of another dataset, or of ``before``, where the transform is
+    from, have another shape.
+    """
+    first = {camera: size for camera, size in readers[0].image_sizes.items()
+             if camera in transform.config.vision.cameras}
+    for reader in readers:
+        for sizes, other in ((transform.sizes, before), (first, readers[0].root)):
+            for problem, remedy in shapes(reader, sizes, str(other)):
+                raise UserError(f'{reader.root}: {problem}; {remedy}')
+    return replace(transform, sizes=first)
 
 
 def new_transform(config: SftConfig, readers: Sequence[DatasetReader]) -> PolicyTransform:

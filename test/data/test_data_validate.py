@@ -161,6 +161,15 @@ def test_a_dataset_in_the_words_of_a_policy_fits(dataset, published, policy):
         'no feature action_chunk']
 
 
+def test_images_of_another_shape_than_a_policys_are_named(dataset, policy, tmp_path):
+    wide = tmp_path / 'wide'
+    shutil.copytree(policy, wide)
+    (wide / 'images.json').write_text('{"sizes": {"wrist": [640, 480]}}')
+    assert [f.problem for f in fits_policy(dataset, wide)] == [
+        f"the images of the camera 'wrist' are 32x32, those of {wide} 640x480: squeezed to a "
+        'square, they would not look alike']
+
+
 def test_words_a_policy_lacks_are_named_with_their_place(tmp_path, policy):
     made = replace(tiny_episode(0), task='juggle the can')
     made.columns[layout.REASONING][4] = 'holding nothing now juggle can'

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import torch
 
+from dtvla_ros.actions.contract import ActionContract
 from dtvla_ros.actions.normalize import ActionStatistics
 from dtvla_ros.engine.export import export_policy
 from dtvla_ros.engine.proof import Proof
 from dtvla_ros.policy.config import DecoderConfig
-from dtvla_ros.policy.manifest import MANIFEST, WEIGHTS, PolicyManifest, sha256
+from dtvla_ros.policy.manifest import MANIFEST, WEIGHTS, ImageContract, PolicyManifest, sha256
 from dtvla_ros.policy.model import HybridDecoder
+from dtvla_ros.policy.shapes import Size
 from dtvla_ros.policy.transform import Observation, PolicyTransform
 from dtvla_ros.policy.vocabulary import build_tokenizer, special_ids
 
 INSTRUCTION = 'put the can in the wooden bin'
+NANO = Path(__file__).resolve().parents[2] / 'models' / 'nano'
 
 
 def untrained(layers: int = 2, seed: int = 0) -> tuple[HybridDecoder, PolicyTransform]:
@@ -50,6 +56,21 @@ def write_proven(folder: Path, count: int = 6) -> None:
     export_policy(model, transform, folder, PolicyManifest(
         'proven', 'Apache-2.0', transform.config, transform.statistics, {}, max_thought_tokens=9),
         observations=Proof.of([observation(seed, 160) for seed in range(count)], transform))
+
+
+def fitting(contract: ActionContract = ActionContract(),
+            cameras: tuple[str, ...] = ('primary', 'wrist'), **sizes: Size) -> Any:
+    """Return what `require_contract` compares of a transform."""
+    return SimpleNamespace(contract=contract, sizes=sizes, config=SimpleNamespace(
+        vision=SimpleNamespace(cameras=cameras)))
+
+
+def trained_on(folder: Path, **sizes: Size) -> Path:
+    """Copy ``models/nano`` as if the images of its demonstrations had had these sizes."""
+    shutil.copytree(NANO, folder)
+    (folder / MANIFEST).write_text(replace(
+        PolicyManifest.read(NANO), images=ImageContract(sizes=sizes)).to_json())
+    return folder
 
 
 def rehash(folder: Path, name: str) -> None:

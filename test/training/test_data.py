@@ -76,6 +76,14 @@ def test_images_are_the_transforms_decoded_once_and_again_when_the_size_changes(
     assert open_frames(reader, transform).shape[2:4] == (32, 32)
 
 
+def test_images_of_another_size_than_the_dataset_says_are_refused(made):
+    other = DatasetReader(made[0].root)
+    other.info['features'][next(iter(layout.CAMERAS))]['shape'] = [24, 32, 3]
+    config = replace(CONFIG, model=ModelConfig(image_size=64, tokens=(16, 4)))  # decodes anew
+    with pytest.raises(UserError, match='images of 32x32 .* says 24x32; correct the shape'):
+        open_frames(other, new_transform(config, [made[0]]))
+
+
 def thoughts(made, rows=None, **changes):
     """Yield task, thought ids and which of these are learnt, of the 64 rows of a batch."""
     _, transform, tokenized, frames, _ = made

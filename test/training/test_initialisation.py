@@ -13,9 +13,15 @@ from tokenizers import Tokenizer
 from dtvla_ros.data import layout
 from dtvla_ros.data.reader import DatasetReader
 from dtvla_ros.errors import UserError
+from dtvla_ros.policy.checkpoint import save_weights
+from dtvla_ros.policy.model import HybridDecoder
+from dtvla_ros.policy.transform import IMAGES, write_transform
+from dtvla_ros.training.checkpoint import WEIGHTS
 from dtvla_ros.training.collate import CAPTIONED
 from dtvla_ros.training.config import AuxiliaryConfig
 from dtvla_ros.training.data import ABSENT, NOWHERE, locate, object_names
+from dtvla_ros.training.export import read_source
+from dtvla_ros.training.initialisation import initialise, new_transform, sized
 from dtvla_ros.training.sft import SftRun, Trainer, train_sft
 
 BOWLS = ('black_bowl_1', 'black_bowl_2', 'plate_1')
@@ -109,3 +115,43 @@ def test_a_policy_without_words_for_its_gripper_is_refused():
     older = replace(transform, tokenizer=Tokenizer.from_str(json.dumps(table)))
     with pytest.raises(UserError, match='g40mm'):
         older.prompt_ids(INSTRUCTION, observation())
+
+
+@pytest.fixture
+def stretched(tmp_path):
+    """Return what writes a dataset whose images are so many times as high and wide."""
+    def write(down, across):
+        root = tmp_path / f'{down}-{across}'
+        write_dataset(root, [replace(made, images={
+            key: seen.repeat(down, 1).repeat(across, 2) for key, seen in made.images.items()})
+            for made in map(tiny_episode, range(2))])
+        return root
+    return write
+
+
+def test_datasets_of_one_run_have_images_of_one_shape(dataset, stretched, tmp_path):
+    large, wide = stretched(2, 2), stretched(1, 2)
+    trainer = Trainer(CONFIG, SftRun((large, dataset), tmp_path / 'run', steps=1))
+    assert trainer.transform.sizes == {'primary': (64, 64), 'wrist': (64, 64)}
+    with pytest.raises(UserError) as error:
+        Trainer(CONFIG, SftRun((dataset, large, wide), tmp_path / 'other', steps=1))
+    assert str(error.value).startswith(f"{wide}: the images of the camera 'primary' are 64x32, "
+                                       f'those of {dataset} 32x32')
+
+
+def test_a_policy_goes_on_with_images_of_its_shape(dataset, stretched, tmp_path):
+    readers = {root: [DatasetReader(root)] for root in (dataset, stretched(2, 2), stretched(2, 1))}
+    known, large, high = readers.values()
+    first = tmp_path / 'first'
+    transform = sized(new_transform(CONFIG, known), known, first)
+    write_transform(first, transform)
+    save_weights(HybridDecoder(transform.config), first / WEIGHTS)
+    assert read_source(first)[2].images.sizes == {'primary': (32, 32), 'wrist': (32, 32)}
+    run = SftRun((dataset,), tmp_path / 'second', steps=1, init=first)
+    assert initialise(CONFIG, run, large).transform.sizes['primary'] == (64, 64)
+    for begun in (run, replace(run, out=first, init=None)):  # from it, and the run itself again
+        with pytest.raises(UserError, match=f"'primary' are 32x64, those of {first} 32x32"):
+            initialise(CONFIG, begun, high)
+    (first / IMAGES).unlink()  # as of a run of before
+    assert read_source(first)[2].images.sizes == {}
+    assert initialise(CONFIG, run, high).transform.sizes['primary'] == (32, 64)

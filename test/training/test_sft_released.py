@@ -22,6 +22,7 @@ from dtvla_ros.training.export import read_source
 from dtvla_ros.training.sft import SftRun, Trainer, train_sft
 
 ROOT = Path(__file__).parents[2]
+SIZES = {'primary': (32, 32), 'wrist': (32, 32)}  # of the dataset's images
 
 
 @pytest.fixture(scope='module')
@@ -52,8 +53,9 @@ def test_a_shipped_recipe_trains_and_keeps_the_promises(recipe, run):
     _, before, promised = read_source(run.init)
     assert manifest.name == run.out.name and not manifest.files
     for name in ('license', 'preamble', 'state_in_prompt', 'max_thought_tokens', 'action',
-                 'images', 'statistics'):
+                 'statistics'):
         assert getattr(manifest, name) == getattr(promised, name), name
+    assert manifest.images == replace(promised.images, sizes=SIZES)
     assert transform.mirrored is before.mirrored is True
     assert transform.tokenizer.to_str() == before.tokenizer.to_str()
     assert not list(run.out.rglob('*.bin'))
