@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
 from dtvla_ros.conventions import CAMERAS
 from dtvla_ros.doctor.row import Row, listed
 from dtvla_ros.doctor.seen import NodeView, Seen, Stream
+from dtvla_ros.errors import UserError
+from dtvla_ros.files import find_shared
+from dtvla_ros.policy.manifest import PolicyManifest
+from dtvla_ros.policy.shapes import REMEDY, Size, another_shape, shown, size_of
 from dtvla_ros.ros import conversions, images
 from dtvla_ros.ros.settings import OpeningSettings
 
@@ -112,7 +116,8 @@ def skew(seen: Seen) -> Iterator[Row]:
 
 
 def pixels(seen: Seen) -> Iterator[Row]:
-    """Require images that can be read and show something."""
+    """Require images that can be read, of the policy's shape, and that show something."""
+    sizes = trained_sizes(seen.policy)
     for topic, stream in judged(seen):
         if topic not in camera_topics(seen.policy) or stream.last is None:
             continue
@@ -125,9 +130,22 @@ def pixels(seen: Seen) -> Iterator[Row]:
             yield Row(row, False, str(error), 'a colour image', remedy)
             continue
         encoding = getattr(message, 'encoding', None) or getattr(message, 'format', '')
-        size = f'{image.shape[1]}x{image.shape[0]} {encoding}'
+        size = f'{shown(size_of(image))} {encoding}'
+        due = sizes.get(topic.removeprefix('image_'))
+        if due and another_shape(size_of(image), due):
+            yield Row(row, False, size, f'the shape of {shown(due)}, on which the policy was '
+                      'trained', REMEDY)
+            continue
         yield Row(row, bool(image.any()), size if image.any() else f'{size}, all black',
                   'a colour image', 'take the cap off, raise the exposure')
+
+
+def trained_sizes(policy: NodeView) -> Mapping[str, Size]:
+    """Return how large the policy's images were, by camera; none where nobody knows."""
+    try:
+        return PolicyManifest.read(find_shared(str(policy.parameters['policy']))).images.sizes
+    except UserError:  # of which `nodes.policy` has a row
+        return {}
 
 
 def joints(seen: Seen) -> Iterator[Row]:

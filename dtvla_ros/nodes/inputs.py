@@ -7,7 +7,7 @@ import itertools
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from sensor_msgs.msg import JointState
 
 from dtvla_ros.conventions import CAMERAS, EE_POSE, JOINT_STATES, image_input, relative
 from dtvla_ros.nodes.pose_source import PoseSource
+from dtvla_ros.policy.shapes import Size, another_shape, same_shape, shown, size_of
 from dtvla_ros.policy.transform import Observation
 from dtvla_ros.ros import conversions, images, qos
 from dtvla_ros.ros.settings import VlaSettings
@@ -31,7 +32,6 @@ KEEP = 16  # samples per input; they span a frame of a camera and its latency, b
 SPACING = 0.25  # ... of those that come faster, not all are kept: shares of the largest skew
 FROZEN_FOR = 0.4  # the same image for this long [s] ...
 FROZEN_MOTION = 0.02  # ... while a joint moved this far [rad] shows nothing of now
-SAME_SHAPE = 0.01  # relative change of an aspect ratio that still counts as the same
 
 
 class Synchronizer:
@@ -129,6 +129,7 @@ class Inputs:
         self._alive = Watchdog(timeouts, own_period=self._period)
         self._stamps: dict[str, tuple[float, int]] = {}  # the last, and how often it came again
         self._cameras: dict[str, _FrozenCheck] = {}
+        self._trained: Mapping[str, Size] = {}
         self._posture: NDArray[np.float64] | None = None
         self._wrong: dict[str, str] = {}
         self.refused: Counter[str] = Counter()
@@ -144,6 +145,17 @@ class Inputs:
         self._open.append(node.create_subscription(
             JointState, JOINTS, self._on_joints, qos_profile_sensor_data))
         self._pose.open()
+
+    def expect(self, sizes: Mapping[str, Size]) -> None:
+        """Refuse images of another shape than these [px], by camera, from the last ones on."""
+        self._trained = sizes
+        refused = {name: why for camera, name in self._topics.items()
+                   if (last := self._cameras.get(name)) and (
+                       why := another_shape(last.size, sizes.get(camera)))}
+        if refused:
+            self.clear()
+        for name, why in refused.items():
+            self._received(name, math.nan, why)
 
     def close(self) -> None:
         while self._open:
@@ -198,6 +210,8 @@ class Inputs:
             refused = self._other_clock(stamp)
             if not refused:
                 image = decode(message)
+                refused = another_shape(size_of(image), self._trained.get(camera))
+            if not refused:
                 check = self._cameras.setdefault(name, _FrozenCheck(image, stamp, self._posture))
                 refused = check.follow(image, stamp, self._posture) or self._synchronizer.image(
                     camera, image, stamp)
@@ -253,17 +267,15 @@ class _FrozenCheck:
 
     def __init__(self, image: NDArray[np.uint8], stamp: float,
                  posture: NDArray[np.float64] | None) -> None:
-        self._aspect = image.shape[1] / image.shape[0]
+        self.size = size_of(image)
         self._image, self._since, self._posture = image, stamp, posture
         self.frozen = False
 
     def follow(self, image: NDArray[np.uint8], stamp: float,
                posture: NDArray[np.float64] | None) -> str | None:
         """Take the next image; return why it cannot be used, or None."""
-        aspect = image.shape[1] / image.shape[0]
-        if abs(aspect / self._aspect - 1.0) > SAME_SHAPE:
-            return (f'the image is now {image.shape[1]}x{image.shape[0]}, another shape than '
-                    'before')
+        if not same_shape(size := size_of(image), self.size):
+            return f'the image is now {shown(size)}, another shape than before'
         if not np.array_equal(image, self._image):
             self._image, self._since, self._posture = image, stamp, posture
             self.frozen = False

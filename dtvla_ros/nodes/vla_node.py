@@ -132,6 +132,8 @@ class VlaNode(LifecycleNode):
         """Begin to decide, unless the policy or an input is not what it should be."""
         worker = self._worker
         assert worker is not None
+        if worker.loaded.is_set():
+            self._inputs.expect(worker.manifest.images.sizes)
         wrong = (f'the policy was not loaded: {worker.load_error}' if worker.load_error else
                  self._inputs.wrong() if worker.loaded.is_set() else
                  'the policy is still being loaded')

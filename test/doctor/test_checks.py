@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import Image
 from std_msgs.msg import String
 from support.beside import fresh_domain
+from support.policies import trained_on
 
 from dtvla_ros.conventions import ARM_JOINTS, FINGER_JOINTS
 from dtvla_ros.doctor import look, nodes
@@ -242,6 +244,15 @@ FAULTS: dict[str, tuple[Callable[[Seen], object], str, str]] = {
     'a refused task': (lambda seen: (setattr(seen, 'told', 'fly'), seen.status.update(
         policy=('IDLE', {'rejected': 'unknown: fly', 'rejected_instruction': 'fly'}))), 'task',
         'unknown: fly')}
+
+
+@pytest.mark.parametrize('size, fits', [((640, 480), True), ((1280, 720), False)])
+def test_a_camera_has_the_shape_that_the_policy_was_trained_on(
+        healthy: Seen, tmp_path: Path, size: tuple[int, int], fits: bool) -> None:
+    change(healthy.policy, policy=str(trained_on(tmp_path / 'policy', wrist=size)))
+    assert missing(healthy) == ([] if fits else [Row(
+        '/image_wrist: image', False, '64x48 rgb8', 'the shape of 1280x720, on which the policy '
+        'was trained', 'set the camera to that shape, or train on images of this one')])
 
 
 @pytest.mark.parametrize('fault', FAULTS)

@@ -1,16 +1,22 @@
 """What policy node and gate say of other units, frames and clocks, and of another arm's joints."""
 
+import threading
 import time
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from geometry_msgs.msg import PoseStamped
+from rclpy.lifecycle import TransitionCallbackReturn
 from rclpy.serialization import serialize_message
 from sensor_msgs.msg import CompressedImage, Image, JointState
+from support.graph import NANO
 
 from dtvla_ros.conventions import ARM_JOINTS, FINGER_JOINTS
 from dtvla_ros.nodes.command_gate import CommandGate
 from dtvla_ros.nodes.vla_node import VlaNode
+from dtvla_ros.policy.manifest import ImageContract, PolicyManifest
 from dtvla_ros.ros import conversions
 
 ARM, HAND = dict.fromkeys(ARM_JOINTS, 0.1), dict.fromkeys(FINGER_JOINTS, 0.02)
@@ -37,9 +43,10 @@ def pose(frame='base', stamp=None, quaternion=(1.0, 0.0, 0.0, 0.0)):
         time.time() if stamp is None else stamp, frame), [0.5, 0.0, 0.2], quaternion)
 
 
-def image(stamp=None, encoding='rgb8'):
-    return Image(header=conversions.header(time.time() if stamp is None else stamp), height=2,
-                 width=2, encoding=encoding, step=6, data=np.arange(12, dtype=np.uint8).tobytes())
+def image(stamp=None, encoding='rgb8', width=2, height=2):
+    return Image(header=conversions.header(time.time() if stamp is None else stamp), height=height,
+                 width=width, encoding=encoding, step=3 * width,
+                 data=np.arange(3 * width * height, dtype=np.uint8).tobytes())
 
 
 def judged(nodes, message):
@@ -95,3 +102,32 @@ def test_compressed_depths_are_refused_as_raw_ones(graph):
     said, _ = judged((vla, graph.join(CommandGate)), CompressedImage(
         header=conversions.header(time.time()), format='16UC1; png compressed '))
     assert "'16UC1'" in said and 'depths' in said
+
+
+def test_a_camera_of_another_shape_is_refused_and_taken_once_it_has_the_right_one(nodes):
+    vla, _ = nodes
+    vla._inputs.expect({'primary': (16, 12), 'wrist': (2, 2)})
+    said, _ = judged(nodes, image(width=32, height=24))  # both cameras get it
+    assert said == 'image_wrist: the image is 32x24, the policy was trained on 2x2: set the ' \
+        'camera to that shape, or train on images of this one'
+    vla._inputs.expect({'primary': (16, 12)})
+    assert judged(nodes, image(width=8, height=6))[0] == ''
+    said, _ = judged(nodes, image(width=16, height=9))
+    assert said.startswith('image_primary: the image is 16x9, the policy was trained on 16x12:')
+    assert vla._inputs.refused == {'image_wrist': 2, 'image_primary': 1}
+
+
+def test_the_node_is_not_activated_with_a_camera_of_another_shape(nodes):
+    vla, _ = nodes
+    loaded = threading.Event()
+    loaded.set()
+    vla._worker = SimpleNamespace(
+        loaded=loaded, load_error=None, busy_since=None, take=lambda: None, stop=lambda _: None,
+        manifest=PolicyManifest.read(NANO))
+    assert judged(nodes, image(width=16, height=9))[0] == ''  # of which nothing is known
+    vla._worker.manifest = replace(vla._worker.manifest, images=ImageContract(
+        sizes={'primary': (640, 480), 'wrist': (320, 180)}))
+    assert vla.on_activate(None) == TransitionCallbackReturn.FAILURE
+    assert vla._monitor.refusal.startswith(
+        'image_primary: the image is 16x9, the policy was trained on 640x480:')
+    assert vla._inputs.poll('') is None and vla._inputs.missing == 'primary image'
