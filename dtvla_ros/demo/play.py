@@ -31,6 +31,7 @@ from dtvla_ros.errors import EXTRAS, UserError
 from dtvla_ros.evaluation.results import evaluation_seed
 from dtvla_ros.files import find_shared
 from dtvla_ros.policy.manifest import PolicyManifest
+from dtvla_ros.rollout.env import require_square
 from dtvla_ros.ros import qos
 from dtvla_ros.ros.environment import take_domain
 from dtvla_ros.ros.estop import EStop
@@ -316,6 +317,7 @@ def run_play(policy: Path, suite: str, scene: str, seed: int | None, out: Path,
     manifest = PolicyManifest.read(folder)
     require_offsets(manifest.action, str(policy), 'dtvla play')
     dtvla_sim.require_offsets(suite, 'dtvla play')
+    require_square(manifest.images.sizes, str(policy), suite)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:

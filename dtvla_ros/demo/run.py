@@ -21,6 +21,7 @@ from dtvla_ros.evaluation.results import Rate, evaluation_seed, latency_summary
 from dtvla_ros.files import find_shared, write_json
 from dtvla_ros.policy.completion import after_success
 from dtvla_ros.policy.manifest import PolicyManifest
+from dtvla_ros.rollout.env import require_square
 from dtvla_ros.ros import qos
 from dtvla_ros.ros.environment import take_domain
 from dtvla_ros.ros.estop import EStop
@@ -134,6 +135,7 @@ def run_demo(policy: Path, tasks: Sequence[str], episodes: int, seed: int | None
     manifest = PolicyManifest.read(folder)
     require_offsets(manifest.action, str(policy), 'dtvla demo')
     dtvla_sim.require_offsets(suite, 'dtvla demo')
+    require_square(manifest.images.sizes, str(policy), suite)
     camera_every = frame_interval(manifest.action.replan_steps)
     try:
         out.mkdir(parents=True, exist_ok=True)

@@ -65,7 +65,7 @@ def correct(options: EvalOptions) -> dict[str, Any]:
 def make_correction_worker(options: EvalOptions) -> Callable[[Job], Corrected]:
     """Return what corrects one start state; simulator and policy are built once."""
     env = options.scene.make()
-    policy, replan = load(options)
+    policy, replan = load(options, env)
     require_offsets(policy.transform.contract, str(options.policy), 'dtvla steer --correct')
     names = PolicyManifest.read(options.policy).names
 

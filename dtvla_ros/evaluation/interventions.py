@@ -36,7 +36,7 @@ from dtvla_ros.evaluation.results import (
 from dtvla_ros.evaluation.workers import EvalOptions, Job, load, task_of
 from dtvla_ros.policy.transform import Observation
 from dtvla_ros.policy.vocabulary import directions, turned_round
-from dtvla_ros.rollout.env import Env, require_contract
+from dtvla_ros.rollout.env import Env
 from dtvla_ros.rollout.episode import run_episode
 from dtvla_ros.rollout.workers import run_jobs
 from dtvla_ros.thought import Thought, as_sentence
@@ -169,7 +169,7 @@ def turned(thought: str) -> Correction | None:
 def make_steering_worker(options: EvalOptions) -> Callable[[Job], Steering]:
     """Return what steers one start state; simulator and policy are built once."""
     env = options.scene.make()
-    policy, replan = load(options)
+    policy, replan = load(options, env)
     require_offsets(policy.transform.contract, str(options.policy), 'dtvla steer')
 
     def run(job: Job) -> Steering:
@@ -248,9 +248,7 @@ def make_recovery_worker(options: EvalOptions) -> Callable[[tuple[str, str, int]
     from dtvla_sim.forced_release import ForcedReleaseEnv
 
     env = ForcedReleaseEnv(options.scene.make())
-    policy, replan = load(options)
-    require_contract(policy.transform.contract, policy.transform.config.vision.cameras,
-                     str(options.policy), env)
+    policy, replan = load(options, env)
 
     def run(job: tuple[str, str, int]) -> Recovery:
         mode, task, seed = job

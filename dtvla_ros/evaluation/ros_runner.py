@@ -25,7 +25,7 @@ from dtvla_ros.evaluation.wordings import Meaning
 from dtvla_ros.evaluation.workers import EvalOptions, Job, keep
 from dtvla_ros.files import find_shared
 from dtvla_ros.policy.manifest import PolicyManifest
-from dtvla_ros.rollout.env import SceneSetup
+from dtvla_ros.rollout.env import SceneSetup, require_square
 from dtvla_ros.rollout.episode import EpisodeResult, commands_hash
 from dtvla_ros.ros import bringup, qos
 from dtvla_ros.ros.environment import take_domain
@@ -88,6 +88,7 @@ def _block(setup: EvalOptions, tasks: Sequence[str], seeds: range,
     if (space := manifest.action.controller) != (taken := dtvla_sim.controller(setup.scene.suite)):
         raise UserError(f'{setup.policy}: its actions are {space}, the arm of '
                         f'{setup.scene.suite} takes {taken}; choose another --suite')
+    require_square(manifest.images.sizes, str(setup.policy), setup.scene.suite)
     if manifest.action.is_joints and setup.realtime:
         raise UserError(f'{setup.policy}: its actions are {space}, for which there are no nodes '
                         'in real time; leave out --realtime')

@@ -78,10 +78,11 @@ def keep(options: EvalOptions, result: EpisodeResult, files: Mapping[str, bytes]
                 path.write_bytes(files[kind])
 
 
-def load(options: EvalOptions) -> tuple[Policy, int]:
+def load(options: EvalOptions, env: Any) -> tuple[Policy, int]:
     """Return the policy, thinking for itself, and how many actions are executed per decision.
 
-    Raises UserError if it does not load, or on the CPU though another device was asked for.
+    Raises UserError if it does not load, or on the CPU though another device was asked for, and
+    where it does not fit the environment's arm and cameras.
     """
     from dtvla_ros.engine.load import load_policy
 
@@ -89,6 +90,7 @@ def load(options: EvalOptions) -> tuple[Policy, int]:
     if options.device != 'cpu' and getattr(policy.engine, 'device', None) == 'cpu':
         raise UserError(f'--device {options.device}: the engine {options.engine} fell back to the '
                         'CPU (the log says why); mend that, or use --device cpu')
+    require_contract(policy.transform, str(options.policy), env)
     return policy, options.replan_steps or manifest.action.replan_steps
 
 
@@ -103,9 +105,7 @@ def make_policy_worker(options: EvalOptions) -> Callable[
 
     made = options.scene.make()
     env = made if isinstance(made, PerturbedEnv) else PerturbedEnv(made)
-    policy, replan = load(options)
-    require_contract(policy.transform.contract, policy.transform.config.vision.cameras,
-                     str(options.policy), env)
+    policy, replan = load(options, env)
     # Made when the first episode is told in other words: most evaluations have none.
     understanding = functools.cache(
         lambda: understanding_of(options.policy, PolicyManifest.read(options.policy)))

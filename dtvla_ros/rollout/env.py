@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 
 from dtvla_ros.actions.contract import ActionContract, differences
 from dtvla_ros.errors import UserError
+from dtvla_ros.policy.shapes import Size, same_shape, shown
+from dtvla_ros.policy.transform import PolicyTransform
 
 SimObservation = Mapping[str, NDArray[Any]]
 
@@ -30,7 +32,7 @@ class Env(Protocol):
     tasks: tuple[str, ...]
     instructions: Mapping[str, str]  # the sentence of every task
     starts: str  # the start distribution
-    image_size: int  # side of both images [px]
+    image_size: int  # side of all images, which are squares [px]
     control_rate: float  # [Hz]
     contract: ActionContract  # what actions are
     views: Mapping[str, str]  # what policies call the cameras, and their observations' names
@@ -85,17 +87,27 @@ class Restorable(Protocol):
         """Return how far the present task is from done [m]."""
 
 
-def require_contract(contract: ActionContract, cameras: Sequence[str], policy: str,
-                     env: Any) -> None:
+def require_contract(transform: PolicyTransform, policy: str, env: Any) -> None:
     """Raise ``UserError`` in what a policy fits another arm, or other cameras, than a scene's.
 
     ``env``: the environment, or what has its ``suite``, ``contract`` and ``views``.
     """
-    if told := differences(contract, env.contract):
+    if told := differences(transform.contract, env.contract):
         raise UserError(f'{policy}: in the suite {env.suite} {told[0]}; choose another suite')
+    cameras = transform.config.vision.cameras
     if missing := [name for name in cameras if name not in env.views]:
         raise UserError(f'{policy}: the suite {env.suite} has no camera {missing[0]!r}, only '
                         f'{", ".join(env.views)}; choose another suite')
+    require_square(transform.sizes, policy, env.suite)
+
+
+def require_square(sizes: Mapping[str, Size], policy: str, suite: str) -> None:
+    """Raise ``UserError`` for a policy of images of another shape than a scene's, squares."""
+    for camera, size in sizes.items():
+        if not same_shape(size, (1, 1)):
+            raise UserError(f'{policy}: the images of the suite {suite} are squares, the policy '
+                            f'was trained on {shown(size)} of the camera {camera!r}; choose a '
+                            'policy trained on square ones')
 
 
 def require_tasks(tasks: Sequence[str], known: Sequence[str], suite: str) -> None:

@@ -248,7 +248,7 @@ def relabel(init: Path, out: Path, options: DaggerOptions, workers: int = 2,
     with closing(open_envs(scene, workers, ray=ray)) as envs:
         tasks = options.tasks or envs.info.tasks
         require_tasks(tasks, envs.info.tasks, options.suite)
-        require_contract(transform.contract, transform.config.vision.cameras, str(init), envs.info)
+        require_contract(transform, str(init), envs.info)
         shards = {number: shard_plans(options, tasks, number, envs.info.one_scene)
                   for number in writer.missing_shards(out, options.episodes,
                                                       collect.EPISODES_PER_SHARD)}

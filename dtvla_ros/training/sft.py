@@ -46,9 +46,10 @@ class HeldOut:
         self._trainer = trainer
         self.envs = open_envs(SceneSetup(
             run.suite, image_size=trainer.transform.config.vision.image_size), SIMULATORS)
-        transform = trainer.transform
-        require_contract(transform.contract, transform.config.vision.cameras, str(run.out),
-                         self.envs.info)
+        try:
+            require_contract(trainer.transform, str(run.out), self.envs.info)
+        except UserError as error:
+            raise UserError(f'{error}, or --eval-episodes 0') from None
         self.jobs = [EpisodeJob(task, dtvla_sim.EVAL_SEED_START + SELECTION_SEEDS + k,
                                 trainer.transform.contract.replan_steps)
                      for task in self.envs.info.tasks for k in range(run.episodes)]

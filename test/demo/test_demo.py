@@ -14,7 +14,12 @@ import av
 import pytest
 from support.beside import fresh_domain, wait_for
 from support.graph import NANO, ROOT
+from support.policies import trained_on
 from support.terminal import terminal
+
+from dtvla_ros.demo.play import run_play
+from dtvla_ros.demo.run import run_demo
+from dtvla_ros.errors import UserError
 
 TASK = 'stack_the_red_cube_on_the_green_cube'
 
@@ -94,6 +99,18 @@ def test_a_stop_is_in_the_result_whether_it_is_cleared_or_not(tmp_path, then):
     else:
         assert (code, result['ended']) == (1, f'{said}, then Ctrl-C')
         assert (episode['success'], episode['reason']) == (False, f'stopped: {said}')
+
+
+@pytest.mark.parametrize('command', ['demo', 'play'])
+def test_a_policy_of_images_that_are_no_squares_is_refused_before_anything_starts(
+        command, tmp_path):
+    policy = trained_on(tmp_path / 'policy', primary=(640, 480), wrist=(128, 128))
+    out = tmp_path / 'out'
+    with pytest.raises(UserError, match='the images of the suite tabletop are squares, the policy '
+                       "was trained on 640x480 of the camera 'primary'"):
+        (run_demo(policy, [TASK], 1, None, out) if command == 'demo' else
+         run_play(policy, 'tabletop', '', None, out))
+    assert not out.exists()
 
 
 def test_a_policy_with_a_wrong_hash_is_refused_in_one_line(dtvla, tmp_path):

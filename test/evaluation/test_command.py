@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 from support.libero_here import needs_libero
+from support.policies import trained_on
+from support.toy import ToyEnv
 
 import dtvla_sim
 from dtvla_ros.errors import UserError
@@ -84,8 +86,18 @@ def test_a_result_never_comes_from_another_device_than_it_says(monkeypatch):
 
 def test_an_engine_that_falls_back_to_the_cpu_gives_no_result(caplog):
     with pytest.raises(UserError, match='--device cuda: the engine onnx fell back to the CPU'):
-        load(EvalOptions(NANO, device='cuda'))
+        load(EvalOptions(NANO, device='cuda'), None)
     assert 'running on the CPU instead' in caplog.text
+
+
+def test_a_policy_of_images_that_are_no_squares_is_not_played(tmp_path):
+    env = ToyEnv()
+    fits = trained_on(tmp_path / 'fits', primary=(128, 128), wrist=(640, 640))
+    assert load(EvalOptions(fits), env)[1] == 3
+    other = trained_on(tmp_path / 'other', primary=(640, 480), wrist=(128, 128))
+    with pytest.raises(UserError, match='other: the images of the suite toy are squares, the '
+                       "policy was trained on 640x480 of the camera 'primary'"):
+        load(EvalOptions(other), env)
 
 
 @needs_libero

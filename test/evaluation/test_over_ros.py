@@ -15,6 +15,7 @@ from types import SimpleNamespace
 
 import pytest
 from support.graph import NANO
+from support.policies import trained_on
 
 from dtvla_ros.errors import NodeDied, UserError
 from dtvla_ros.evaluation import ros_runner
@@ -164,6 +165,12 @@ def test_a_suite_whose_arm_takes_others_is_refused_before_a_node_starts(suite, t
     with pytest.raises(UserError, match=f'models/nano: its actions are OSC_POSE, the arm of '
                        f'{suite} takes {taken}'):
         list(ros_runner._block(setup, ['a'], range(1), tmp_path))
+
+
+def test_a_policy_of_images_that_are_no_squares_is_refused_before_a_node_starts(tmp_path):
+    policy = trained_on(tmp_path / 'policy', primary=(128, 128), wrist=(1280, 720))
+    with pytest.raises(UserError, match="policy: .* trained on 1280x720 of the camera 'wrist'"):
+        list(ros_runner._block(EvalOptions(policy=policy), ['a'], range(1), tmp_path))
 
 
 def test_jobs_become_few_runs_of_the_simulator():

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from support.policies import fitting
 
 import dtvla_sim
 from dtvla_ros.actions.contract import ActionContract
@@ -100,9 +101,9 @@ def test_what_is_recorded_says_what_its_actions_are(scene, tmp_path):
 def test_another_arms_policy_is_refused_by_name(scene):
     with pytest.raises(UserError, match='in the suite tabletop_joints the action space is '
                        'JOINT_POSITION .*, not OSC_POSE'):
-        require_contract(ActionContract(), ('primary',), 'models/nano', scene)
+        require_contract(fitting(), 'models/nano', scene)
     with pytest.raises(UserError, match="no camera 'wrist', only front"):
-        require_contract(scene.contract, ('front', 'wrist'), 'models/two', scene)
+        require_contract(fitting(scene.contract, ('front', 'wrist')), 'models/two', scene)
 
 
 def test_a_dataset_of_another_arm_is_refused_by_name(dataset):

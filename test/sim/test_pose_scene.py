@@ -5,10 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
+from support.policies import fitting
 
 import dtvla_sim
 from dtvla_ros.actions import osc
-from dtvla_ros.actions.contract import ActionContract
 from dtvla_ros.conventions import POSE_CHANNELS
 from dtvla_ros.data import layout
 from dtvla_ros.data.checks import Numbers, check_numbers
@@ -114,6 +114,6 @@ def test_what_is_recorded_says_what_its_actions_are(scene, tmp_path):
 def test_a_policy_of_offsets_is_refused_by_name(scene):
     with pytest.raises(UserError, match='in the suite tabletop_poses the action space is '
                        'OSC_POSE_ABSOLUTE .*, not OSC_POSE'):
-        require_contract(ActionContract(), ('primary',), 'models/nano', scene)
+        require_contract(fitting(), 'models/nano', scene)
     with pytest.raises(UserError, match='takes OSC_POSE_ABSOLUTE, dtvla demo is for OSC_POSE'):
         dtvla_sim.require_offsets('tabletop_poses', 'dtvla demo')

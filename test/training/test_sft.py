@@ -3,12 +3,16 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from support.small import small_policy
 from support.tiny import CONFIG
+from support.toy import ToyEnv
 
 from dtvla_ros.data.reader import DatasetReader
 from dtvla_ros.errors import UserError
+from dtvla_ros.training import sft
 from dtvla_ros.training.checkpoint import CHECKPOINT, TASKS, write_tasks
 from dtvla_ros.training.config import AuxiliaryConfig, SftConfig
 from dtvla_ros.training.export import read_source
@@ -111,3 +115,15 @@ def test_a_missing_dataset_leaves_nothing_behind(tmp_path):
     with pytest.raises(UserError, match='dtvla collect'):
         train_sft(CONFIG, SftRun((tmp_path / 'none',), tmp_path / 'run', steps=1))
     assert not (tmp_path / 'run').exists()
+
+
+def test_held_out_episodes_of_squares_are_not_for_images_of_another_shape(monkeypatch, tmp_path):
+    monkeypatch.setattr(sft, 'open_envs', lambda *_: SimpleNamespace(info=ToyEnv()))
+    run = SftRun((tmp_path,), tmp_path / 'run', steps=1, episodes=1)
+    transform = small_policy()[1]
+    square = SimpleNamespace(transform=replace(transform, sizes={'primary': (320, 320)}))
+    assert len(sft.HeldOut(run, square).jobs) == 2
+    wide = SimpleNamespace(transform=replace(transform, sizes={'primary': (320, 240)}))
+    with pytest.raises(UserError, match="run: .* trained on 320x240 of the camera 'primary'; .*, "
+                       'or --eval-episodes 0'):
+        sft.HeldOut(run, wide)

@@ -96,8 +96,7 @@ def _practise(trainer: GrpoTrainer, estimate: bool) -> list[dict[str, Any]]:
     main = trainer.accelerator.is_main_process
     with closing(trainer.pool):
         require_tasks(trainer.tasks, trainer.pool.info.tasks, run.suite)
-        require_contract(trainer.transform.contract, trainer.transform.config.vision.cameras,
-                         str(run.init), trainer.pool.info)
+        require_contract(trainer.transform, str(run.init), trainer.pool.info)
         last = over()
         if main and (estimate or not last):
             print(trainer.estimate(), flush=True)
