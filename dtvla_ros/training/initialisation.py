@@ -68,9 +68,11 @@ def initialise(config: SftConfig, run: SftRun, readers: Sequence[DatasetReader])
     if config.freezes and transform.config != before.config:
         raise UserError(f'{run.init}: {run.out} has another vocabulary or size, and frozen parts '
                         'can not follow; train it whole, or begin anew')
-    transform = sized(transform, readers, run.out if begun else run.init)
+    if not begun:  # these demonstrations are what it learns to see
+        transform = replace(transform, sizes={})
     return Initialisation(
-        transform, model if released or config.freezes else None, manifest if released else None)
+        sized(transform, readers, run.out), model if released or config.freezes else None,
+        manifest if released else None)
 
 
 def require_contract(readers: Sequence[DatasetReader], decoder: DecoderConfig,
@@ -82,16 +84,16 @@ def require_contract(readers: Sequence[DatasetReader], decoder: DecoderConfig,
 
 
 def sized(transform: PolicyTransform, readers: Sequence[DatasetReader],
-          before: Path) -> PolicyTransform:
+          run: Path) -> PolicyTransform:
     """Return a transform that knows how large the first dataset's images are.
 
-    Raises ``UserError`` where those of another dataset, or of ``before``, where the transform is
-    from, have another shape.
+    Raises ``UserError`` where those of another dataset have another shape, or those with which
+    the ``run`` began.
     """
     first = {camera: size for camera, size in readers[0].image_sizes.items()
              if camera in transform.config.vision.cameras}
     for reader in readers:
-        for sizes, other in ((transform.sizes, before), (first, readers[0].root)):
+        for sizes, other in ((transform.sizes, run), (first, readers[0].root)):
             for problem, remedy in shapes(reader, sizes, str(other)):
                 raise UserError(f'{reader.root}: {problem}; {remedy}')
     return replace(transform, sizes=first)

@@ -139,7 +139,7 @@ def test_datasets_of_one_run_have_images_of_one_shape(dataset, stretched, tmp_pa
                                        f'those of {dataset} 32x32')
 
 
-def test_a_policy_goes_on_with_images_of_its_shape(dataset, stretched, tmp_path):
+def test_a_run_keeps_the_shape_of_its_images_and_a_new_one_takes_any(dataset, stretched, tmp_path):
     readers = {root: [DatasetReader(root)] for root in (dataset, stretched(2, 2), stretched(2, 1))}
     known, large, high = readers.values()
     first = tmp_path / 'first'
@@ -149,9 +149,10 @@ def test_a_policy_goes_on_with_images_of_its_shape(dataset, stretched, tmp_path)
     assert read_source(first)[2].images.sizes == {'primary': (32, 32), 'wrist': (32, 32)}
     run = SftRun((dataset,), tmp_path / 'second', steps=1, init=first)
     assert initialise(CONFIG, run, large).transform.sizes['primary'] == (64, 64)
-    for begun in (run, replace(run, out=first, init=None)):  # from it, and the run itself again
-        with pytest.raises(UserError, match=f"'primary' are 32x64, those of {first} 32x32"):
-            initialise(CONFIG, begun, high)
+    assert initialise(CONFIG, run, high).transform.sizes['primary'] == (32, 64)
+    again = replace(run, out=first, init=None)
+    with pytest.raises(UserError, match=f"'primary' are 32x64, those of {first} 32x32"):
+        initialise(CONFIG, again, high)
     (first / IMAGES).unlink()  # as of a run of before
     assert read_source(first)[2].images.sizes == {}
-    assert initialise(CONFIG, run, high).transform.sizes['primary'] == (32, 64)
+    assert initialise(CONFIG, again, high).transform.sizes['primary'] == (32, 64)
