@@ -173,7 +173,7 @@ class Contender:
                     watch.lap('prefill')
                 return len(written) >= length
 
-            tokens, _, cache, self.stats[kind] = write_thought(
+            tokens, _, cache, self.stats[kind], _ = write_thought(
                 engine, view.prompt, features, [], draft, done)
             watch.lap(*(('verify',) if draft else ('think per token', length - 1)))
             pending = tokens[-1:]

@@ -34,7 +34,8 @@ class Decision:
     ``reasoning``: text between the think tags. ``outcome``: ``'complete'`` or ``'truncated'``
     (a cap was hit before ``</think>``). ``chunk`` [T, D]: actions in the robot's units.
     ``action_tokens`` [T*D] ids, ``thought_tokens`` ids with tags. ``timings`` [s] by phase
-    (prepare, see, prefill, think, act). ``forced``: fields of the thought that a correction gave.
+    (prepare, see, prefill, think, act). ``forced``: fields of the thought that a correction gave,
+    ``decoded``: those with words that were neither given nor in the draft.
     ``thought_log_probs``: natural logarithms of the probabilities with which the policy chose
     ``thought_tokens``, not a number where it did not choose; () where it wrote no thought or the
     engine does not tell. ``action_log_probs`` [T*D]: those of ``action_tokens``. ``certainty``:
@@ -50,6 +51,7 @@ class Decision:
     timings: Mapping[str, float] = field(default_factory=dict)
     drafting: SpeculativeStats = SpeculativeStats()
     forced: Mapping[str, Any] = field(default_factory=dict)
+    decoded: tuple[str, ...] = ()
     thought_log_probs: tuple[float, ...] = ()
     action_log_probs: NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
     certainty: Mapping[str, float] = field(default_factory=dict)

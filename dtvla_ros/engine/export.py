@@ -173,7 +173,7 @@ def _run(engine: Engine, pixels: NDArray[np.float32], prompt: list[int],
     rows = engine.logits(prompt, features, [ids.think, *given])
     _, cache = engine.prefill(prompt, features, [ids.think, *given])
     scores = engine.decode_actions(cache, [ids.think_end, ids.action])
-    said, _, cache, _ = write_thought(engine, prompt, features, [ids.think], [], lambda tokens: (
+    said, _, cache, *_ = write_thought(engine, prompt, features, [ids.think], [], lambda tokens: (
         tokens[-1] == ids.think_end or len(tokens) >= _TOKENS))
     return rows, scores, said, engine.decode_actions(cache, [said[-1], ids.action]).argmax(-1)
 

@@ -111,7 +111,7 @@ class Policy:
             return (tokens[-1] == ids.think_end or len(tokens) >= self.max_thought_tokens
                     or time.perf_counter() > deadline)
 
-        tokens, log_probs, cache, stats = write_thought(
+        tokens, log_probs, cache, stats, new = write_thought(
             self.engine, prompt, features, [ids.think], self._last if self._draft else [], done,
             self._forced(correction))
         clock.lap('think')
@@ -122,12 +122,14 @@ class Policy:
                         [ids.think, *tokens, *closing], clock, outcome, stats)
         told = ((math.nan, *log_probs, *[math.nan] * len(closing))
                 if self.engine.tells_log_probs else ())
+        fields = self.fields(decision.thought_tokens)
         certainty = confidence.certainty(
-            self.fields(decision.thought_tokens), told,
+            fields, told,
             decision.action_log_probs.reshape(decision.chunk.shape)[:self._executed])
         return replace(
             decision, thought_log_probs=told, certainty=certainty,
             confidence=self.calibration.confidence(certainty) if self.calibration else None,
+            decoded=tuple(dict.fromkeys(filter(None, (fields[k + 1] for k in new)))),
             forced=correction.applied(decision.reasoning) if correction else {})
 
     @property
@@ -160,12 +162,14 @@ class Written(NamedTuple):
     """A thought's tokens, the cache, which holds all of them but the last, and the draft's fate.
 
     ``log_probs``: of the tokens, not a number where they were forced or the engine does not tell.
+    ``new``: places of the tokens that were neither forced nor in the draft.
     """
 
     tokens: list[int]
     log_probs: list[float]
     cache: Prefix
     drafting: SpeculativeStats
+    new: list[int]
 
 
 def write_thought(engine: Engine, prompt: Sequence[int], features: Any, begun: Sequence[int],
@@ -190,6 +194,7 @@ def write_thought(engine: Engine, prompt: Sequence[int], features: Any, begun: S
     answers = [part[len(begun):].tolist() for part in chosen]  # ids, log probabilities
     tokens: list[int] = []
     log_probs: list[float] = []
+    new: list[int] = []
     proposed, accepted, passes, ended = 0, 0, 1, False
 
     def settled(written: list[int]) -> bool:
@@ -204,6 +209,8 @@ def write_thought(engine: Engine, prompt: Sequence[int], features: Any, begun: S
             tokens.append(answer if given is None else given)
             log_probs.append(log_prob if given is None else math.nan)
             kept = proposal[k:k + 1] == tokens[-1:]
+            if given is None and not kept:
+                new.append(len(tokens) - 1)
             right += kept
             if settled(tokens) or not kept:
                 break
@@ -219,12 +226,13 @@ def write_thought(engine: Engine, prompt: Sequence[int], features: Any, begun: S
                 settled(written) or forced(written) is not None
                 or bool(continuation(draft, written))))
             log_probs += more
+            new += range(before, len(tokens))
             passes += len(tokens) - before
             sure = [] if ended else ahead(tokens)
             proposal = run = [*sure, *continuation(draft, [*tokens, *sure])[:4]]
         if ended:
             return Written(tokens, log_probs, cache,
-                           SpeculativeStats(proposed, accepted, passes))
+                           SpeculativeStats(proposed, accepted, passes), new)
         chosen, cache = engine.verify(cache, [tokens[-1], *run])
         answers = [part.tolist() for part in chosen]
         passes += 1

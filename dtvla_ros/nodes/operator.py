@@ -343,7 +343,7 @@ class Operator(Node):
         seen, told = self._seen, self._policy
         parts = changes(self._thoughts.last, seen.writing) if seen.writing else [
             (without_told(seen.thought)[0], False)]
-        proposed = int(told.get('draft_proposed', 0))
+        proposed, decoded = int(told.get('draft_proposed', 0)), told.get('decoded', '')
         return {
             'control': self._controls is not None, 'able': self._able, 'fault': fault,
             'time': int(time.time()), 'cameras': list(self._cameras.names),
@@ -356,8 +356,9 @@ class Operator(Node):
             'tasks': self._tasks, 'scene': self._scene,
             'thought': {
                 'parts': parts, 'whole': not seen.writing,
-                'draft': f'{told["draft_accepted"]} of {proposed} drafted tokens kept'
-                if proposed else '', 'corrected': told.get('override', ''),
+                'draft': f'{told["draft_accepted"]} of {proposed} drafted tokens kept' + (
+                    f', newly decoded: {decoded}' if decoded else '') if proposed else '',
+                'corrected': told.get('override', ''),
                 'confidence': told.get('confidence', ''), 'question': told.get('question', '')},
             'thoughts': self._thoughts.rows(), 'latency': dict(self._latency),
             'motion': self._motion.rows(), 'episodes': self._episodes.rows(),

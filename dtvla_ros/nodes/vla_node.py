@@ -362,6 +362,7 @@ class VlaNode(LifecycleNode):
             **{f'{names.LATENCY}{phase}': seconds for phase, seconds in decision.timings.items()},
             f'{names.LATENCY}total': outcome.seconds,
             **{f'draft_{key}': n for key, n in asdict(decision.drafting).items()},
+            'decoded': ', '.join(decision.decoded),
             'confidence': '' if (sure := decision.confidence) is None else f'{sure:.3f}'}
         sentence = as_sentence(decision.reasoning)
         if not self._thought or Thought.parse(decision.reasoning):

@@ -116,25 +116,27 @@ def test_given_words_are_taken_and_the_rest_is_chosen_behind_them_with_any_draft
     given = dict(zip((0, 3, 4, 8), case.thought[1:]))
 
     def write(draft):
-        tokens, log_probs, cache, drafting = write_thought(
+        tokens, log_probs, cache, drafting, new = write_thought(
             engine, case.prompt, case.features, [think], draft, lambda t: len(t) == 10,
             lambda t: given.get(len(t)))
         assert cache.count == len(case.prompt) + len(tokens)
         sure = [np.nan if k in given else value for k, value in enumerate(
             case.sure([think, *tokens])[1:-1])]
         close(log_probs, sure, atol=2e-4)  # what is given has no probability
-        return tokens, engine.decode_actions(cache, [tokens[-1], action]), drafting
+        return tokens, engine.decode_actions(cache, [tokens[-1], action]), drafting, new
 
-    tokens, scores, drafting = write([])
+    tokens, scores, drafting, new = write([])
     _, bins, chosen = case.true([think, *tokens])
     assert tokens == [given.get(k, chosen[1 + k]) for k in range(10)]
     close(scores, bins, atol=2e-4)
     assert drafting.proposed == 0 and drafting.passes == 7, 'what is given is not waited for'
+    assert new == [k for k in range(10) if k not in given]
     for draft in (tokens, tokens[:6], tokens[::-1], case.thought, chosen[1:]):
-        again, same, _ = write(draft)
-        assert again == tokens
+        again, same, _, new = write(draft)
+        assert again == tokens and not set(new) & set(given)
         close(same, bins, atol=2e-4)
-    assert write(tokens)[2].passes == 1
+    _, _, drafting, new = write(tokens)
+    assert drafting.passes == 1 and not new
 
 
 def test_a_suppressed_word_is_not_chosen(case):

@@ -63,12 +63,12 @@ def test_generation(case):
     features = engine.encode_images(pixels)
     steps = engine.logits(prompt, features, want[:-1])
     np.testing.assert_allclose(steps, data[f'{case}.step_logits'], atol=1e-4)
-    tokens, _, cache, drafting = write_thought(engine, prompt, features, [], [], done)
-    assert tokens == want and drafting.passes == len(want)
+    tokens, _, cache, drafting, new = write_thought(engine, prompt, features, [], [], done)
+    assert tokens == want and drafting.passes == len(want) == len(new)
     chunk = data[f'{case}.chunk'].numpy()
     _close(engine, engine.decode_actions(cache, tokens[-1:]), chunk)
-    again, _, _, stats = write_thought(engine, prompt, features, [], want, done)
-    assert again == want and stats.passes == 1
+    again, _, _, stats, new = write_thought(engine, prompt, features, [], want, done)
+    assert again == want and stats.passes == 1 and not new
     assert stats.accepted == stats.proposed == len(want)
 
 

@@ -87,6 +87,8 @@ def test_decision(folder):
     assert again.thought_tokens == decision.thought_tokens
     np.testing.assert_array_equal(again.chunk, decision.chunk)
     assert again.drafting.passes == 1 and again.drafting.accepted == again.drafting.proposed
+    assert again.decoded == () and set(decision.decoded) == {*policy.fields(
+        decision.thought_tokens[1:written + 1])} - {''}
 
 
 def test_drafts_change_no_decision(opened):

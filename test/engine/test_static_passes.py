@@ -127,7 +127,8 @@ def test_actions_after_any_number_of_given_words(case, pending):
 def written(engine: TorchEngine, features: torch.Tensor, prompt: list[int], draft: list[int],
             done) -> tuple[list[int], list[float], np.ndarray]:
     ids = engine.config.ids
-    tokens, log_probs, cache, _ = write_thought(engine, prompt, features, [ids.think], draft, done)
+    tokens, log_probs, cache, *_ = write_thought(
+        engine, prompt, features, [ids.think], draft, done)
     return tokens, log_probs, engine.decode_actions(cache, [tokens[-1], ids.action])
 
 

@@ -43,7 +43,7 @@ def test_a_compiled_token_loop_writes_the_same():
     for limit in (1, 2, 17):
         wrote = []
         for engine in (plain, compiled):
-            tokens, log_probs, cache, _ = write_thought(
+            tokens, log_probs, cache, *_ = write_thought(
                 engine, view.prompt, engine.encode_images(view.pixels), [], [],
                 lambda tokens, limit=limit: len(tokens) >= limit)
             wrote.append((tokens, log_probs, engine.decode_actions(cache, tokens[-1:])))
@@ -110,7 +110,7 @@ def test_drafts_change_no_thought(kind, monkeypatch):
         features = engine.encode_images(view.pixels)
 
         def said(draft: list[int], engine=engine, ids=ids, view=view, features=features):
-            tokens, _, cache, drafting = write_thought(
+            tokens, _, cache, drafting, _ = write_thought(
                 engine, view.prompt, features, [ids.think], draft,
                 lambda tokens: tokens[-1] == ids.think_end or len(tokens) >= LIMIT)
             return tokens, engine.decode_actions(

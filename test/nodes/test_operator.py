@@ -98,7 +98,8 @@ def test_a_page_is_sent_what_the_nodes_say_and_costs_nothing_unwatched(operated,
     assert told['task'] == {'asked': 'the lemon, please', 'refused': '', 'why': '',
                             'meaning': f'understood as: {TASKS[1]}'}
     assert told['thought'] == {'parts': [['Nothing in hand. Moving right.', False]],
-                               'whole': True, 'draft': '12 of 16 drafted tokens kept',
+                               'whole': True, 'draft': '12 of 16 drafted tokens kept, '
+                               'newly decoded: place, move',
                                'corrected': '', 'confidence': '0.820', 'question': ''}
     assert told['thoughts'][0]['parts'] == [['Nothing in hand. Moving', False], ['right.', True]]
     assert told['latency']['total'] == 0.04 and told['latency']['phases'] == [['think', 0.03]]

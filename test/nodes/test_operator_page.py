@@ -176,7 +176,8 @@ def test_what_is_shown_keeps_its_place_and_a_lost_node_is_said(operated, page):
                'both states')
     page.until(lambda: page.text('#thoughts mark') == 'right.', 'what changed')
     assert page.text('#asked') == 'the lemon, please' and page.text('#meaning') == TASKS[1]
-    assert page.text('#draft') == '12 of 16 drafted tokens kept'
+    assert page.text('#draft') == (
+        '12 of 16 drafted tokens kept, newly decoded: place, move')
     assert page.text('#sure') == 'confidence 82 %'
     page.until(lambda: '40 ms, budget 200 ms' in page.text('#took'), 'the budget')
     assert 'faces of people' in page.text('#cameras p')

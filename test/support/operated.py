@@ -48,7 +48,7 @@ class Operated:
             'task': 1, 'step': 3, 'instruction': 'the lemon, please', 'understood': TASKS[1],
             'thought': THOUGHT.compact(), 'stamp': '1.0', 'latency_think': 0.03,
             'latency_total': 0.04, 'draft_proposed': 16, 'draft_accepted': 12,
-            'confidence': '0.820'}
+            'decoded': 'place, move', 'confidence': '0.820'}
         self.scene: dict[str, Any] = {'state': 'playing', 'done': '', 'home': HOME}
         self._tick = 0
         node, sensor = graph.listen(), qos_profile_sensor_data
