@@ -413,9 +413,7 @@ class _Reading:
                 (received, stamp, stamp_of(message))]
         if name in ('ee_pose', 'twist_cmd', 'target_pose') and header.frame_id:
             self.frames[connection.topic].add(header.frame_id.lstrip('/'))
-        if name == 'ee_pose':
-            return [(received, stamp, _sound_pose(message.pose))]
-        if name == 'target_pose' and self.names.is_pose:
+        if name == 'ee_pose' or (name == 'target_pose' and self.names.is_pose):
             return [(received, stamp, _sound_pose(message.pose))]
         if name == 'joint_states':
             return [(received, stamp, (message.name, message.position.tolist()))]
