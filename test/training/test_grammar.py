@@ -2,7 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from dtvla_ros.training.language.grammar import Goal, Grammar, Noun, Sampler, meaning
+from dtvla_ros.errors import UserError
+from dtvla_ros.training.language.grammar import Goal, Grammar, Noun, Placed, Sampler, meaning
 from dtvla_ros.training.language.matcher import vocabulary_of
 
 FILE = Path(__file__).parents[2] / 'config/train/language.yaml'
@@ -58,3 +59,61 @@ def test_things_are_known_by_pretrained_vectors_only(grammar):
     assert {'put', "don't", 'please', 'wooden'} <= {*vocabulary.learnt}
     assert not {'lemon', 'can', 'bread'} & {*vocabulary.learnt} - {'can'}
     assert {'lemon', 'bread'} <= {*vocabulary.domain}
+
+
+BOWL, RAMEKIN, PLATE = (Noun('black bowl', 'shapes'), Noun('ramekin', 'things'),
+                        Noun('plate', 'fixtures'))
+BESIDE = Placed.at(BOWL, 'next to the {w}', [RAMEKIN])
+
+
+def test_what_a_thing_is_told_by_is_said_with_it(grammar):
+    sampler = Sampler(grammar, 5)
+    task = (Goal('on', (BESIDE,), PLATE),)
+    spelt = 'pick up the black bowl next to the ramekin and place it on the plate'
+    assert spelt in {sampler.sentence(task) for _ in range(50)}
+    said = {sampler._say(BESIDE) for _ in range(3000)}
+    assert 'bowl beside the ramekin' in said and 'black bowl by the ramekin' in said
+    assert not [text for text in said if 'ramekin' not in text and 'baking dish' not in text]
+
+
+def test_the_same_thing_elsewhere_is_another(grammar):
+    sampler = Sampler(grammar, 6)
+    sampler._group = sampler._groups[[*grammar.tasks].index('libero')]
+    ways = {sampler._elsewhere(BESIDE).name for _ in range(300)}
+    assert BESIDE.name not in ways
+    assert {'black bowl next to the plate', 'black bowl on the ramekin'} <= ways
+    assert not sampler._differ(
+        (Goal('on', (BESIDE,), PLATE),),
+        (Goal('on', (Placed.at(Noun('white bowl', 'shapes'), 'next to the {w}', [RAMEKIN]),),
+              PLATE),))  # both may be called the bowl next to the ramekin
+
+
+def test_between_two_things_their_order_does_not_matter():
+    between = 'between the {w} and the {x}'
+    assert Placed.at(BOWL, between, [PLATE, RAMEKIN]) == Placed.at(BOWL, between, [RAMEKIN, PLATE])
+
+
+def test_a_second_goal_calls_what_was_spoken_of_it(grammar):
+    sampler = Sampler(grammar, 7)
+    task = (Goal('in', (Noun('mug', 'things'),), Noun('microwave', 'fixtures')),
+            Goal('close', (Noun('microwave', 'fixtures'),)))
+    assert 'put the mug in the microwave and close it' in {
+        sampler.sentence(task) for _ in range(200)}
+    assert not [text for text in (sampler.command(task) for _ in range(300)) if 'the it' in text]
+
+
+def test_tasks_of_the_grammar_are_spelt_as_policies_spell_them(grammar):
+    sampler = Sampler(grammar, 8)
+    for group in grammar.tasks.values():
+        for text, goals in group.items():
+            task = sampler._own(text, goals)
+            assert text in {sampler.sentence(task) for _ in range(40)}
+
+
+@pytest.mark.parametrize('goals, message', [
+    ([['in', ['unicorn'], 'blue bin']], 'there is no "unicorn"'),
+    ([['in', ['lemon']]], r"\['in', \['lemon'\]\] is no goal"),
+    ([['fly', ['lemon'], 'blue bin']], 'is no goal')])
+def test_a_task_of_unknown_things_or_kinds_is_refused(grammar, goals, message):
+    with pytest.raises(UserError, match=message):
+        Sampler(grammar, 9)._own('a task', goals)

@@ -3,19 +3,22 @@
 The grammar is a YAML file (`config/train/language.yaml`): names of things, verbs and prepositions,
 and templates with slots: ``{O}`` the objects with article, ``{o}`` without, ``{D}`` and ``{d}``
 the destination, ``{v}``, ``{v.ing}``, ``{v.ed}`` the verb, ``{in}`` and ``{at}`` prepositions of
-motion and of rest. A task is a tuple of goals.
+motion and of rest. A task is a tuple of goals. Things of a kind may be told apart by place: the
+bowl next to the plate.
 """
 
 from __future__ import annotations
 
 import functools
+import itertools
 import random
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from string import ascii_lowercase
-from typing import ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
+from dtvla_ros.errors import UserError
 from dtvla_ros.training.config import Config, known_keys
 
 T = TypeVar('T')
@@ -23,8 +26,8 @@ Lists = dict[str, list[str]]
 Pair = tuple[str, str, bool]  # a sentence, a task's sentence, whether the first asks for it
 
 # Of a goal's kind: verbs, and which templates and prepositions fit.
-VERBS = {'in': 'put', 'on': 'set', 'stack': 'stack', 'to': 'push'}
-PLACING = {'in': 'in', 'on': 'on', 'stack': 'on', 'to': 'to'}
+VERBS = {'in': 'put', 'on': 'set', 'stack': 'stack', 'to': 'push', 'by': 'set'}
+PLACING = {'in': 'in', 'on': 'on', 'stack': 'on', 'to': 'to', 'by': 'by'}
 SWITCHING = {'open': ('close', 'open'), 'close': ('open', 'closed'),
              'turn on': ('turn off', 'on'), 'turn off': ('turn on', 'off')}  # opposite, result
 SLOT = re.compile(r'\{([A-Za-z.]+)\}')
@@ -36,6 +39,7 @@ AGREEING = {'it': ('it', 'them'), 'is': ('is', 'are'), 'goes': ('goes', 'go'),
             'isnt': ("isn't", "aren't"), 'stays': ('stays', 'stay')}
 FORMS = {'imperative': 0.4, 'statement': 0.28, 'question': 0.17, 'short': 0.15}
 COLOURED = ('shapes', 'containers', 'spots')
+ANCHOR = re.compile(r'\{[wx]\}')  # slot of a place for the thing that it is told by
 
 
 @known_keys
@@ -43,7 +47,8 @@ COLOURED = ('shapes', 'containers', 'spots')
 class Grammar(Config):
     """The lists of the grammar; what each is for stands in the file."""
 
-    tasks: list[tuple[str, list[str], str]]
+    tasks: dict[str, dict[str, list[list[str | list[str]]]]]
+    where: Lists
     colours: Lists
     behind: list[str]
     shapes: Lists
@@ -81,14 +86,21 @@ class Grammar(Config):
     example: ClassVar[str] = 'config/train/language.yaml'
 
     def names_of(self, noun: Noun) -> set[str]:
-        """Return what a thing may be called."""
+        """Return what a thing may be called; with it the place that one is told by."""
+        if isinstance(noun, Placed):
+            things = self.names_of(noun.thing)
+            if noun.thing.group in COLOURED:
+                things |= {name.split(' ', 1)[1] for name in things}
+            anchors = itertools.product(*map(self.names_of, noun.anchors))
+            return {f'{thing} {placed(noun.relation, sorted(names))}'
+                    for names in anchors for thing in things}
         if noun.group in COLOURED:
             colour, shape = noun.name.split(' ', 1)
             return {f'{c} {s}' for c in (colour, *self.colours[colour])
                     for s in (shape, *getattr(self, noun.group)[shape])}
         if noun.group == 'fixtures':
-            return {noun.name, *self.fixtures['in'].get(noun.name, ()),
-                    *self.fixtures['on'].get(noun.name, ()), *self.switches.get(noun.name, ())}
+            return {noun.name, *(name for lists in (*self.fixtures.values(), self.switches)
+                                 for name in lists.get(noun.name, ()))}
         return {noun.name, *(self.things[noun.name] if noun.group == 'things' else ())}
 
 
@@ -98,6 +110,37 @@ class Noun:
 
     name: str
     group: str
+
+
+@dataclass(frozen=True, slots=True)
+class Placed(Noun):
+    """A ``thing`` told from others of its kind by where it is, group 'placed'.
+
+    ``relation``: a key of ``Grammar.where``, whose slots the ``anchors`` fill.
+    """
+
+    thing: Noun
+    relation: str
+    anchors: tuple[Noun, ...]
+
+    @classmethod
+    def at(cls, thing: Noun, relation: str, anchors: Sequence[Noun]) -> Placed:
+        """Return a thing at a place; between two things it is the same in either order."""
+        anchors = tuple(sorted(anchors, key=lambda anchor: anchor.name))
+        name = f'{thing.name} {placed(relation, [anchor.name for anchor in anchors])}'
+        return cls(name, 'placed', thing, relation, anchors)
+
+
+IT = Noun('it', 'bare')  # what was spoken of
+
+
+def _named(noun: Noun) -> str:
+    return noun.name if noun is IT else f'the {noun.name}'
+
+
+def placed(way: str, names: Sequence[str]) -> str:
+    """Return a way to say where something is, with names in its slots."""
+    return way.format(**dict(zip('wx', names)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +178,23 @@ def meaning(task: Task) -> frozenset[tuple[str, frozenset[str], str]]:
 
 
 @dataclass(frozen=True, slots=True)
+class _Group:
+    """Tasks that belong together, and what they are about: ``places`` by the kind of a goal."""
+
+    tasks: tuple[Task, ...]
+    objects: tuple[Noun, ...]
+    places: dict[str, tuple[Noun, ...]]
+
+    @classmethod
+    def of(cls, tasks: Sequence[Task]) -> _Group:
+        goals = [goal for task in tasks for goal in task if goal.place]
+        places = {kind: tuple(dict.fromkeys(
+            goal.place for goal in goals if goal.kind == kind and goal.place)) for kind in VERBS}
+        return cls(tuple(tasks), tuple(dict.fromkeys(o for goal in goals for o in goal.objects)),
+                   {kind: found for kind, found in places.items() if found})
+
+
+@dataclass(frozen=True, slots=True)
 class _Verb:
     base: str
     ing: str
@@ -144,25 +204,23 @@ class _Verb:
 class Sampler:
     """Draws tasks, sentences and pairs of them.
 
-    Half of the tasks are those of ``grammar.tasks`` or made of their things.
+    Half of the tasks are those of ``grammar.tasks``, by groups, or made of a group's things.
     """
 
     def __init__(self, grammar: Grammar, seed: int):
         self.words, self._random = grammar, random.Random(seed)
         self._verbs = {kind: [_Verb(*verb.split('|')) for verb in verbs]
                        for kind, verbs in grammar.verbs.items() if '|' in verbs[0]}
-        self._tasks = [(Goal(kind, tuple(map(self._noun, objects)), self._noun(place)),)
-                       for kind, objects, place in grammar.tasks]
-        goals = [goal for task in self._tasks for goal in task]
-        self._objects = list(dict.fromkeys(o for goal in goals for o in goal.objects))
-        self._places = {kind: list(dict.fromkeys(
-            goal.place for goal in goals if goal.kind == kind and goal.place))
-            for kind in VERBS}
+        self._spelled: dict[Task, str] = {}
+        self._groups = [_Group.of([self._own(text, goals) for text, goals in group.items()])
+                        for group in grammar.tasks.values()]
+        self._group = self._groups[0]  # whose things are near, drawn with every pair
         # What may stand in for something else in a sentence that two tasks share.
         self._names = functools.lru_cache(None)(grammar.names_of)
 
     def pair(self) -> Pair:
         """Return a sentence, a task's sentence, and whether the first asks for the second."""
+        self._group = self._pick(self._groups)
         task, close = self.task(), self._chance(0.6)
         draw = self._random.random()
         if draw < 0.45:
@@ -172,8 +230,8 @@ class Sampler:
             self._random.shuffle(pair)
             return self.command(pair[0]), self.sentence(pair[1]), False
         if draw < 0.73:
-            other = next((t for t in (self._pick(self._tasks), *(self.task() for _ in range(9)))
-                          if self._differ(t, task)), None)
+            others = (self._pick(self._group.tasks), *(self.task() for _ in range(9)))
+            other = next((t for t in others if self._differ(t, task)), None)
             return self.pair() if other is None else (
                 self.command(task), self.sentence(other), False)
         return self.no_command(task), self.sentence(task), False
@@ -183,7 +241,7 @@ class Sampler:
     def task(self) -> Task:
         """Return a task."""
         draw = self._random.random()
-        return (self._pick(self._tasks) if draw < 0.4 else
+        return (self._pick(self._group.tasks) if draw < 0.4 else
                 self._near_task() if draw < 0.5 else self._any_task())
 
     def another(self, task: Task, close: bool) -> Task:
@@ -192,7 +250,7 @@ class Sampler:
             k = self._random.randrange(len(task))
             rest = task[:k] + task[k + 1:]
             changed = self._changed(task[k], close)
-            other = (*task, self._pick(self._tasks if close else [self._any_task()])[0]) if (
+            other = (*task, self._pick(self._group.tasks if close else [self._any_task()])[0]) if (
                 changed is None) else (*rest, changed)
             sound = all(len({noun.name for noun in goal.nouns}) == len(goal.nouns)
                         for goal in other)
@@ -202,50 +260,112 @@ class Sampler:
 
     def sentence(self, task: Task) -> str:
         """Return a task as a data set names it."""
-        return ' and '.join(map(self._canonical, task))
+        if task in self._spelled and self._chance(0.7):
+            return self._spelled[task]
+        return ' and '.join(map(self._canonical, self._pointing(task)))
+
+    def _pointing(self, task: Task) -> Task:
+        """Return a task whose second goal mostly calls what the first was about 'it'."""
+        if len(task) != 2 or self._chance(0.3):
+            return task
+        first, second = task
+        if second.place is None and second.objects == (first.place,):
+            return first, replace(second, objects=(IT,))
+        if first.place is None and first.objects == (second.place,):
+            return first, replace(second, place=IT)
+        return task
 
     def _canonical(self, goal: Goal) -> str:
-        objects = ' and '.join(f'the {o.name}' for o in goal.objects)
+        objects = ' and '.join(_named(noun) for noun in goal.objects)
         if goal.place is None:
             return f'{goal.kind} {objects}'
-        one, place = len(goal.objects) == 1, goal.place.name
+        one, place = len(goal.objects) == 1, _named(goal.place)
         if not one and self._chance(0.3):
             objects = 'both ' + objects
+        if goal.kind == 'by':
+            return f'put {objects} to {place}'
         if goal.kind in ('in', 'on'):
-            to = f'{goal.kind} the {place}'
+            to = f'{goal.kind} {place}'
             return self._pick([*[f'put {objects} {to}'] * 4, f'place {objects} {to}', *(
                 [f'pick up {objects} and place it {to}', f'pick up {objects} and put it {to}']
                 if one else [])])
         if goal.kind == 'stack':
-            return self._pick([*[f'stack {objects} on the {place}'] * 3,
-                               f'put {objects} on the {place}',
-                               f'place {objects} on top of the {place}'])
-        return self._pick([*[f'push {objects} onto the {place}'] * 3,
-                           f'push {objects} to the {place}', f'slide {objects} to the {place}',
-                           f'move {objects} to the {place}'])
+            return self._pick([*[f'stack {objects} on {place}'] * 3,
+                               f'put {objects} on {place}',
+                               f'place {objects} on top of {place}'])
+        return self._pick([*[f'push {objects} onto {place}'] * 3,
+                           f'push {objects} to {place}', f'slide {objects} to {place}',
+                           f'move {objects} to {place}'])
 
-    def _noun(self, name: str) -> Noun:
-        if name in self.words.things:
-            return Noun(name, 'things')
-        shape = name.split(' ', 1)[-1]
-        return Noun(name, next(group for group in COLOURED
-                               if shape in getattr(self.words, group)))
+    def _own(self, text: str, goals: list[list[Any]]) -> Task:
+        """Return a task of the grammar, and keep how it is spelt; UserError if it is none."""
+        kinds = {**dict.fromkeys(VERBS, 3), **dict.fromkeys(SWITCHING, 2)}  # and their parts
+        if wrong := next((goal for goal in goals if kinds.get(str(goal[0])) != len(goal)), None):
+            raise UserError(f'tasks: {text}: {wrong} is no goal; write [kind, [objects], place], '
+                            f'the kind one of {", ".join(VERBS)}, or [kind, [object]] with '
+                            f'{", ".join(SWITCHING)}')
+        task = tuple(Goal(kind, tuple(map(self._noun, objects)),
+                          self._noun(place[0], 'fixtures') if place else None)
+                     for kind, objects, *place in goals)
+        self._spelled[task] = text
+        return task
+
+    def _noun(self, name: str, first: str = 'things') -> Noun:
+        """Return a thing by its name; ``first``: the list it is taken from if it is in several."""
+        words = self.words
+        fixtures = {**{key: None for lists in words.fixtures.values() for key in lists},
+                    **words.switches}
+        groups = [group for group, names in (('things', words.things), ('fixtures', fixtures))
+                  if name in names]
+        if groups:
+            return Noun(name, first if first in groups else groups[0])
+        for relation in words.where:
+            found = re.fullmatch('(.+) ' + ANCHOR.sub('(.+)', relation), name)
+            if found:
+                thing, *anchors = map(self._noun, found.groups())
+                return Placed.at(thing, relation, anchors)
+        colour, _, shape = name.partition(' ')
+        group = next((group for group in COLOURED if shape in getattr(words, group)), '')
+        if not group or colour not in words.colours:
+            raise UserError(f'tasks: there is no "{name}" among things, fixtures and '
+                            f'switches, nor as a colour and one of {", ".join(COLOURED)}; add '
+                            'it there')
+        return Noun(name, group)
 
     def _coloured(self, group: str) -> Noun:
         colour = self._pick([*self.words.colours])
         return Noun(f'{colour} {self._pick([*getattr(self.words, group)])}', group)
 
     def _any_object(self) -> Noun:
-        if self._chance(0.3):
-            return self._coloured('shapes')
-        return Noun(self._pick([*self.words.things]), 'things')
+        thing = (self._coloured('shapes') if self._chance(0.3) else
+                 Noun(self._pick([*self.words.things]), 'things'))
+        return self._somewhere(thing) if self._chance(0.1) else thing
+
+    def _somewhere(self, thing: Noun) -> Placed:
+        """Return a thing told by its place."""
+        relation = self._pick([*self.words.where])
+        return Placed.at(thing, relation, self._anchors(relation, thing))
+
+    def _anchors(self, relation: str, thing: Noun) -> list[Noun]:
+        """Return things to tell a place by, other ones than ``thing``."""
+        anchors: list[Noun] = []
+        while len(anchors) < len(ANCHOR.findall(relation)):
+            kind = 'in' if relation.startswith('in the') else 'on'
+            anchor = self._pick([
+                Noun(self._pick([*self.words.things]), 'things'), self._coloured('shapes'),
+                Noun(self._pick([*self.words.fixtures[kind]]), 'fixtures')])
+            if anchor.name not in [thing.name, *(other.name for other in anchors)]:
+                anchors.append(anchor)
+        return anchors
 
     def _any_place(self, kind: str) -> Noun:
         group, share = {'in': ('containers', 0.6), 'stack': ('shapes', 1.0),
-                        'to': ('spots', 0.8), 'on': ('', 0.0)}[kind]
+                        'to': ('spots', 0.8), 'on': ('', 0.0), 'by': ('', 0.0)}[kind]
         if self._chance(share):
             return self._coloured(group)
-        return Noun(self._pick([*self.words.fixtures['in' if kind == 'in' else 'on']]), 'fixtures')
+        if kind == 'stack' or (kind == 'to' and self._chance(0.5)):
+            kind = 'on'
+        return Noun(self._pick([*self.words.fixtures[kind]]), 'fixtures')
 
     def _switch(self, kind: str) -> Goal:
         opens = kind in ('open', 'close')
@@ -254,12 +374,17 @@ class Sampler:
 
     def _near_task(self) -> Task:
         """Return any task, known or not, made of the things of the known ones."""
-        kind = self._pick([*['in'] * 6, *['stack'] * 2, *['to'] * 2])
+        group = self._group
+        kind = self._near_kind()
         many = 2 if kind == 'in' and self._chance(0.3) else 1
-        things = [*self._objects, *(self._places['in'] if self._chance(0.15) else [])]
+        things = [*group.objects, *(group.places['in'] if self._chance(0.15) else [])]
         objects = tuple(self._random.sample(things, many))
-        place = self._pick(self._places[kind])
+        place = self._pick(group.places[kind])
         return self._near_task() if place in objects else (Goal(kind, objects, place),)
+
+    def _near_kind(self) -> str:
+        return self._pick([kind for kind in ['in'] * 6 + ['stack', 'to', 'on', 'on', 'by']
+                           if kind in self._group.places])
 
     def _any_task(self) -> Task:
         draw = self._random.random()
@@ -311,13 +436,15 @@ class Sampler:
                 goal.objects[0], self._other_object(goal.objects[0], close)))
         if draw < 0.96:
             return None
-        kind = self._pick(['in', 'stack', 'to'])
+        kind = self._near_kind()
         return Goal(kind, goal.objects[:1],
-                    self._pick(self._places[kind]) if close else self._any_place(kind))
+                    self._pick(self._group.places[kind]) if close else self._any_place(kind))
 
     def _recoloured(self, goal: Goal) -> Goal | None:
         """Return a goal whose things have exchanged their colours: the red can, the blue cube."""
         nouns = [*goal.nouns]
+        if any(isinstance(noun, Placed) for noun in nouns):
+            return None
         colours = [n.name.split(' ', 1)[0] if n.group in COLOURED else '' for n in nouns]
         names = [n.name.split(' ', 1)[1] if n.group in COLOURED else n.name for n in nouns]
         turned = colours[1:] + colours[:1]
@@ -327,14 +454,20 @@ class Sampler:
         return replace(goal, objects=tuple(mixed[:-1]), place=mixed[-1])
 
     def _otherwise(self, noun: Noun) -> Noun:
-        """Return a coloured thing without its colour, another thing with one."""
+        """Return a thing without its colour or its place, another thing with a colour."""
+        if isinstance(noun, Placed):
+            return noun.thing
         if noun.group in COLOURED:
             return Noun(noun.name.split(' ', 1)[1], 'bare')
         return Noun(f'{self._pick([*self.words.colours])} {noun.name}', 'bare')
 
     def _other_object(self, noun: Noun, close: bool) -> Noun:
+        if isinstance(noun, Placed) and self._chance(0.8):
+            return self._elsewhere(noun)
         if close and self._chance(0.7):
-            return self._pick(self._objects)
+            return self._pick(self._group.objects)
+        if self._chance(0.08):
+            return self._somewhere(noun)
         if noun.group != 'shapes' or self._chance(0.5):
             return self._any_object()
         colour, shape = noun.name.split(' ', 1)
@@ -343,12 +476,25 @@ class Sampler:
                     'shapes')
 
     def _other_place(self, kind: str, place: Noun, close: bool) -> Noun:
+        if close and kind in self._group.places and self._chance(0.45):
+            return self._pick(self._group.places[kind])
         if place.group not in COLOURED or self._chance(0.25):
             return self._any_place(kind)
-        if close and self._chance(0.6):
-            return self._pick(self._places[kind])
         shape = place.name.split(' ', 1)[1]
         return Noun(f'{self._pick([*self.words.colours])} {shape}', place.group)
+
+    def _elsewhere(self, noun: Placed) -> Noun:
+        """Return a thing like one that is told by its place, at another."""
+        thing, relation, draw = noun.thing, noun.relation, self._random.random()
+        if draw < 0.55:
+            near = [other for other in self._group.objects if other != noun
+                    and isinstance(other, Placed) and other.thing == thing]
+            return self._pick(near) if near and self._chance(0.7) else self._somewhere(thing)
+        if draw < 0.75:
+            return Placed.at(thing, relation, self._anchors(relation, thing))
+        if draw < 0.85 and len(noun.anchors) == 1:
+            return Placed.at(noun.anchors[0], relation, [thing])
+        return Placed.at(self._other_object(thing, False), relation, noun.anchors)
 
     def _differ(self, a: Task, b: Task) -> bool:
         """Return whether two tasks ask for different things, and no words may mean both."""
@@ -370,7 +516,7 @@ class Sampler:
             text = functools.reduce(
                 lambda first, second: self._pick(self.words.two_steps).format(
                     first=first, second=second),
-                [self._request(goal, 'imperative') for goal in task])
+                [self._request(goal, 'imperative') for goal in self._pointing(task)])
         if len(task) == 1 and task[0].place and self._chance(0.10):
             text = f'{self._fill(self._template(self.words.reasons, task[0]), task[0])} {text}'
         return self._decorated(text)
@@ -422,7 +568,7 @@ class Sampler:
                     for _ in range(self._random.randint(1, 6))]
         if self._chance(0.5):
             nonsense[self._random.randrange(len(nonsense))] = pick(
-                ['put', 'the', 'in', 'robot', *(o.name for o in self._objects)])
+                ['put', 'the', 'in', 'robot', *(o.name for o in self._group.objects)])
         return ' '.join(nonsense)
 
     def _request(self, goal: Goal, form: str | None = None) -> str:
@@ -479,6 +625,10 @@ class Sampler:
     def _say(self, noun: Noun, short: bool = False) -> str:
         """Return a thing as somebody calls it, without article."""
         words = self.words
+        if isinstance(noun, Placed):
+            anchors = self._random.sample(noun.anchors, len(noun.anchors))
+            return (f'{self._kind(noun.thing)} '
+                    + placed(self._pick(words.where[noun.relation]), [*map(self._say, anchors)]))
         if noun.group not in COLOURED:
             names = (words.things[noun.name] if noun.group == 'things' else
                      sorted(words.names_of(noun)))
@@ -493,7 +643,15 @@ class Sampler:
                 n=name, c=said, w='wood' if colour == 'wooden' else colour)
         return said if short and self._chance(0.12) else f'{said} {name}'
 
+    def _kind(self, noun: Noun) -> str:
+        """Return what a thing is called whose place tells it from others: often no colour."""
+        if noun.group not in COLOURED or self._chance(0.5):
+            return self._say(noun)
+        return self._pick(getattr(self.words, noun.group)[noun.name.split(' ', 1)[1]])
+
     def _the(self, name: str) -> str:
+        if name == IT.name:
+            return name
         before, after = self._random.choices(
             [('the ', ''), ('that ', ''), ('this ', ''), ('', ''), ('my ', ''),
              ('the ', self._pick([' there', ' here', ' over there', ' on the table', ' you see']))
