@@ -27,7 +27,7 @@ from dtvla_ros.nodes.inputs import Inputs
 from dtvla_ros.nodes.question import Question, question_of
 from dtvla_ros.nodes.settings import declare_all, declare_former, guard, read_all
 from dtvla_ros.nodes.thought_override import ThoughtOverride, understood
-from dtvla_ros.policy.completion import Completion
+from dtvla_ros.policy.completion import Completion, decisions_in_a_row
 from dtvla_ros.policy.instructions import refuse_instruction, shown
 from dtvla_ros.policy.understanding import NotUnderstood
 from dtvla_ros.ros import conversions, qos
@@ -381,8 +381,9 @@ class VlaNode(LifecycleNode):
         if not np.isfinite(decision.chunk).all():
             return self._stop('the policy chose a non-finite action')
         # That the task is complete only the policy says, while it drives.
+        needed = decisions_in_a_row(self._replan_steps(worker), worker.manifest.action.rate_hz)
         if self._driver != PERSON and self._completion.add(
-                '' if 'phase' in decision.forced else decision.reasoning):
+                '' if 'phase' in decision.forced else decision.reasoning, needed):
             self.get_logger().info(f'done: {self._instruction}')
             self._monitor.done = True
             return self._forget()

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from dtvla_ros.actions import osc
 from dtvla_ros.conventions import ARM_JOINTS, FINGER_JOINTS
 from dtvla_ros.engine.engine import Decision
-from dtvla_ros.policy.completion import Completion
+from dtvla_ros.policy.completion import Completion, decisions_in_a_row
 from dtvla_ros.policy.transform import Observation
 from dtvla_ros.rollout.env import Env, SimObservation
 
@@ -157,7 +157,7 @@ def run_episode(env: Env, infer: Infer, task: str, seed: int, replan_steps: int,
     limit = max_steps or env.max_steps  # the task's own is known once it is set
     over, holds, truncated, gripper = False, False, 0, osc.GRIPPER_OPEN
     solved = said_done = None  # control steps
-    completion = Completion()
+    completion, needed = Completion(), decisions_in_a_row(replan_steps, env.control_rate)
     latency: defaultdict[str, list[float]] = defaultdict(list)
     certainty: defaultdict[str, list[float]] = defaultdict(list)
     thoughts: list[str] = []
@@ -174,7 +174,7 @@ def run_episode(env: Env, infer: Infer, task: str, seed: int, replan_steps: int,
         truncated += decision.outcome != 'complete'
         if on_decision is not None:
             on_decision(observation, decision, step)
-        if completion.add(decision.reasoning):
+        if completion.add(decision.reasoning, needed):
             said_done = step
             break
         rows = decision.chunk[:replan_steps]

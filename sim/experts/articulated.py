@@ -36,7 +36,7 @@ SWING = 0.25  # by which the gripper is ahead of the door [rad]
 AJAR = 0.5  # where pulling at the handle ends and pushing from inside begins [rad]
 TIP = 0.009  # from the grip site to the fingertips [m]
 PRESS = 0.015  # how far below what it pushes from inside the fist is sent [m]
-INSET = 0.5  # of half a region's size, from its middle to where something may end [-]
+INSET = 0.25  # of half a region's size, from its middle to where something may end [-]
 # Of the gripper, in the grip site's axes: half widths, and from where to where forward [m].
 SHAPE = ((0.03, 0.013, -0.045, TIP), (0.106, 0.025, -0.08, -0.028),
          (0.106, 0.035, -0.125, -0.08))
@@ -105,7 +105,7 @@ class Push(ContactSkill):
         self._yaw = 0.0
 
     def end(self) -> Vector:
-        """Return where it should come to [3], world m: a little inside the region."""
+        """Return where it should come to [3], world m: well inside the region."""
         site = self.scene.data.site(self.goal[2])
         turned, size = site.xmat.reshape(3, 3), self.scene.env.object_sites_dict[self.goal[2]].size
         from_it = turned @ (self._at() - site.xpos)
@@ -122,6 +122,10 @@ class Push(ContactSkill):
             met.append(sum(_inside(others - contact.point - lift * UP, contact.rotation)
                            for lift in np.linspace(0.0, 0.15, 6)))
         self._yaw = float(yaws[np.argmin(met)])
+
+    def enough(self) -> bool:
+        """Return whether it is well inside: at the edge nobody could see that it is enough."""
+        return self.holds() and self.progress() > -NEAR
 
     def _at(self) -> Vector:
         return self.scene.position(self.goal[1])
