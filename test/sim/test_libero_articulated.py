@@ -48,7 +48,8 @@ def test_the_middle_drawer_is_pulled_open_and_said_to_be_held(goal):
     assert 'holding middle_drawer done nothing now open middle_drawer at x' in said
 
 
-@pytest.mark.parametrize(('task', 'beyond'), [(MIDDLE, True), (STOVE, True), (BOWL, False)])
+@pytest.mark.parametrize(('task', 'beyond'), [
+    (MIDDLE, True), (STOVE, True), (PLATE, True), (BOWL, False)])
 def test_a_finished_task_is_waited_by_and_a_motion_under_way_ends_beyond_its_limit(
         goal, task, beyond):
     """Within a second; the arm is then still and the gripper open."""
