@@ -3,6 +3,7 @@
 It reads the sentence and one task and returns how likely the first asks for the second and for
 nothing else. Known words have vectors of a pretrained sentence encoder, so that one it was never
 trained on counts for what it resembles; a misspelt word counts for the known one it is closest to.
+Any other word has one of a few random vectors, chosen by its letters: it is the same as itself.
 """
 
 from __future__ import annotations
@@ -10,9 +11,11 @@ from __future__ import annotations
 import difflib
 import functools
 import re
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +32,7 @@ FORMAT = 1
 MOST_WORDS = 48  # of a sentence; it is refused when it has more
 TASK_POSITION = 48  # position code of a task's first word
 POSITIONS = 96
+STRANGERS = 512  # random vectors, of words without a pretrained one
 SENTENCE, TASK = 1, 2  # segments; 0 is padding
 _WORD = re.compile(r"[a-z]+(?:n't|'[a-z]+)?|[0-9]+|->|\.\.\.|[^\w\s]|\w+")
 _CLOSE = 0.8  # similarity of spelling from which a long word counts as misspelt
@@ -64,17 +68,24 @@ class Vocabulary:
     ``pretrained``: words with a vector, in the order of their rows, frequent ones first.
     ``learnt``: words of the frames of sentences ('please', "don't", 'into'), which have a vector
     of their own beside it. ``domain``: names of things; they and the learnt ones are what a
-    misspelt word is taken for first.
+    misspelt word is taken for first. ``strangers``: random vectors behind the pretrained ones.
     """
 
     pretrained: tuple[str, ...]
     learnt: tuple[str, ...]
     domain: tuple[str, ...]
+    strangers: int = 0
 
     @functools.cached_property
     def rows(self) -> dict[str, int]:
         """Row of each word with a pretrained vector, from 1; 0 is for the others."""
         return {word: k for k, word in enumerate(self.pretrained, 1)}
+
+    def row(self, word: str) -> int:
+        """Return the row of a word's vector, 0 for a mark."""
+        if (row := self.rows.get(word, 0)) or not self.strangers or not word[:1].isalnum():
+            return row
+        return 1 + len(self.pretrained) + zlib.crc32(word.encode()) % self.strangers
 
     @functools.cached_property
     def frame_rows(self) -> dict[str, int]:
@@ -119,7 +130,7 @@ class Vocabulary:
         for k, (sentence, task) in enumerate(pairs):
             words, end = [*sentence, *task], 1 + len(sentence)
             stop = 1 + len(words)
-            table[0, k, 1:stop] = [self.rows.get(word, 0) for word in words]
+            table[0, k, 1:stop] = [self.row(word) for word in words]
             table[1, k, 1:stop] = [self.frame_rows.get(word, 0) for word in words]
             table[2, k, 1:end], table[2, k, end:stop] = SENTENCE, TASK
             table[3, k, 1:end] = range(1, end)
@@ -127,13 +138,15 @@ class Vocabulary:
         return tuple(table)
 
 
-def unpacked(stored: Mapping[str, NDArray]) -> NDArray[np.float32]:
-    """Return word vectors [1 + words, size] of a file's ``vectors`` (int8) and ``scale`` [size].
+def unpacked(stored: Mapping[str, NDArray], strangers: int = 0) -> NDArray[np.float32]:
+    """Return word vectors [1 + words + strangers, size] of a file's.
 
-    Row 0, of words without a vector, is zero.
+    It has ``vectors`` (int8) and ``scale`` [size]. Row 0, of words without a vector, is zero; the
+    last ones are random and always the same.
     """
     vectors = stored['vectors'].astype(np.float32) * stored['scale'].astype(np.float32)
-    return np.concatenate([np.zeros_like(vectors[:1]), vectors])
+    others = np.random.default_rng(0).normal(0.0, vectors.std(), (strangers, vectors.shape[1]))
+    return np.concatenate([np.zeros_like(vectors[:1]), vectors, others.astype(np.float32)])
 
 
 def choose(likely: NDArray[np.float64], threshold: float) -> int | None:
@@ -159,8 +172,10 @@ class Matcher:
                                  for name in (GRAPH, VECTORS, VOCABULARY))
         try:
             self.threshold = float(manifest['threshold'])
-            self.vocabulary = Vocabulary(**{k: tuple(v) for k, v in read_json(words).items()})
-            self._vectors = unpacked(load_file(vectors))
+            known: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value
+                                     for key, value in read_json(words).items()}
+            self.vocabulary = Vocabulary(**known)
+            self._vectors = unpacked(load_file(vectors), self.vocabulary.strangers)
             settings = ort.SessionOptions()
             settings.intra_op_num_threads, settings.log_severity_level = 1, 4
             self._session = ort.InferenceSession(

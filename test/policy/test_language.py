@@ -53,6 +53,19 @@ def test_features_of_a_pair():
     assert positions.tolist() == [[0, 1, 2, 48, 49, 50], [0, 1, 48, 0, 0, 0]]
 
 
+def test_a_word_without_a_pretrained_vector_is_the_same_as_itself_and_as_no_other():
+    words = language.Vocabulary(('lemon', 'bin'), (), (), strangers=512)
+    rows = words.features([(['ketchup', '!', 'lemon'], ['ramekin', 'ketchup'])])[0][0].tolist()
+    assert rows == [0, rows[1], 0, 1, rows[4], rows[1]]
+    assert {rows[1], rows[4]} <= {*range(3, 515)} and rows[1] != rows[4]
+    stored = {'vectors': np.ones((2, 96), np.int8), 'scale': np.arange(96.0)}
+    vectors = language.unpacked(stored, 512)
+    assert vectors.shape == (515, 96) and not vectors[0].any()
+    assert np.array_equal(vectors, language.unpacked(stored, 512))
+    unit = vectors[3:] / np.linalg.norm(vectors[3:], axis=1, keepdims=True)
+    assert np.abs(unit @ unit.T - np.eye(512)).max() < 0.6
+
+
 @pytest.mark.parametrize('likely, chosen', [
     ([0.1, 0.9, 0.2], 1), ([0.1, 0.4, 0.2], None), ([0.9, 0.9, 0.2], None), ([0.5, 0.0, 0.0], 0)])
 def test_one_task_is_chosen_or_none(likely, chosen):

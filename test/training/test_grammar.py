@@ -58,7 +58,8 @@ def test_things_are_known_by_pretrained_vectors_only(grammar):
     vocabulary = vocabulary_of(grammar, ('lemon', 'put'))
     assert {'put', "don't", 'please', 'wooden'} <= {*vocabulary.learnt}
     assert not {'lemon', 'can', 'bread'} & {*vocabulary.learnt} - {'can'}
-    assert {'lemon', 'bread'} <= {*vocabulary.domain}
+    assert {'lemon', 'bread', 'ramekin'} <= {*vocabulary.domain}
+    assert 'libero' not in vocabulary.domain and vocabulary.strangers
 
 
 BOWL, RAMEKIN, PLATE = (Noun('black bowl', 'shapes'), Noun('ramekin', 'things'),

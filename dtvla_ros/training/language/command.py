@@ -47,7 +47,8 @@ def train_language(out: Path, config: Path, development: Path, policy: Path, min
     vocabulary = matcher.vocabulary_of(grammar, words)
     torch.manual_seed(seed)
     batches = matcher.Batches(
-        Sampler(grammar, seed), vocabulary, language.unpacked(stored), BATCH)
+        Sampler(grammar, seed), vocabulary,
+        language.unpacked(stored, vocabulary.strangers), BATCH)
     network = matcher.MatcherNetwork(SIZE, len(vocabulary.learnt))
     with Progress(*Progress.get_default_columns(), TextColumn('{task.fields[now]}'),
                   console=Console(stderr=True)) as bar:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from dtvla_ros.policy.language import MOST_WORDS, POSITIONS, Vocabulary, split_words
+from dtvla_ros.policy.language import MOST_WORDS, POSITIONS, STRANGERS, Vocabulary, split_words
 from dtvla_ros.training.language.grammar import SLOT, Grammar, Pair, Sampler
 
 # Lists of the grammar that name things; words of all the others are learnt.
@@ -112,9 +112,12 @@ def vocabulary_of(grammar: Grammar, pretrained: tuple[str, ...]) -> Vocabulary:
     names: set[str] = set()
     for field in fields(grammar):
         if field.name not in ('talk', 'foreign'):
-            (names if field.name in THINGS else frames).update(
-                words(getattr(grammar, field.name)))
-    return Vocabulary(pretrained, tuple(sorted(frames)), tuple(sorted(names - frames)))
+            value = getattr(grammar, field.name)
+            if field.name == 'tasks':  # without the names of the groups
+                value = [*value.values()]
+            (names if field.name in THINGS else frames).update(words(value))
+    return Vocabulary(
+        pretrained, tuple(sorted(frames)), tuple(sorted(names - frames)), STRANGERS)
 
 
 class Batches:
