@@ -3,8 +3,9 @@ from pathlib import Path
 import pytest
 
 from dtvla_ros.errors import UserError
-from dtvla_ros.training.language.grammar import Goal, Grammar, Noun, Placed, Sampler, meaning
+from dtvla_ros.training.language.grammar import Goal, Grammar, Noun, Placed, meaning
 from dtvla_ros.training.language.matcher import vocabulary_of
+from dtvla_ros.training.language.sentences import Sampler
 
 FILE = Path(__file__).parents[2] / 'config/train/language.yaml'
 LEMON = (Goal('in', (Noun('lemon', 'things'),), Noun('blue bin', 'containers')),)
@@ -32,8 +33,8 @@ def test_the_same_seed_draws_the_same(grammar):
 def test_another_task_asks_for_something_else(grammar, close):
     sampler = Sampler(grammar, 1)
     for _ in range(300):
-        task = sampler.task()
-        other = sampler.another(task, close)
+        task = sampler.tasks.task()
+        other = sampler.tasks.another(task, close)
         assert meaning(other) != meaning(task)
 
 
@@ -41,10 +42,10 @@ def test_what_may_mean_two_tasks_is_no_example(grammar):
     sampler = Sampler(grammar, 2)
     mug = (Goal('on', (Noun('mug', 'things'),), Noun('table', 'fixtures')),)
     cup = (Goal('on', (Noun('mug', 'things'),), Noun('red plate', 'shapes')),)
-    assert sampler._differ(mug, cup) and not sampler._differ(mug, mug)
+    assert sampler.tasks.differ(mug, cup) and not sampler.tasks.differ(mug, mug)
     # A blue bin may be called a blue box.
     box = (Goal('in', LEMON[0].objects, Noun('blue box', 'containers')),)
-    assert not sampler._differ(LEMON, box)
+    assert not sampler.tasks.differ(LEMON, box)
 
 
 def test_a_task_is_named_as_data_sets_name_it(grammar):
@@ -79,11 +80,11 @@ def test_what_a_thing_is_told_by_is_said_with_it(grammar):
 
 def test_the_same_thing_elsewhere_is_another(grammar):
     sampler = Sampler(grammar, 6)
-    sampler._group = sampler._groups[[*grammar.tasks].index('libero')]
-    ways = {sampler._elsewhere(BESIDE).name for _ in range(300)}
+    sampler.tasks.group = sampler.tasks.groups[[*grammar.tasks].index('libero')]
+    ways = {sampler.tasks.elsewhere(BESIDE).name for _ in range(300)}
     assert BESIDE.name not in ways
     assert {'black bowl next to the plate', 'black bowl on the ramekin'} <= ways
-    assert not sampler._differ(
+    assert not sampler.tasks.differ(
         (Goal('on', (BESIDE,), PLATE),),
         (Goal('on', (Placed.at(Noun('white bowl', 'shapes'), 'next to the {w}', [RAMEKIN]),),
               PLATE),))  # both may be called the bowl next to the ramekin
@@ -107,7 +108,7 @@ def test_tasks_of_the_grammar_are_spelt_as_policies_spell_them(grammar):
     sampler = Sampler(grammar, 8)
     for group in grammar.tasks.values():
         for text, goals in group.items():
-            task = sampler._own(text, goals)
+            task = sampler.tasks.own(text, goals)
             assert text in {sampler.sentence(task) for _ in range(40)}
 
 
@@ -117,4 +118,4 @@ def test_tasks_of_the_grammar_are_spelt_as_policies_spell_them(grammar):
     ([['fly', ['lemon'], 'blue bin']], 'is no goal')])
 def test_a_task_of_unknown_things_or_kinds_is_refused(grammar, goals, message):
     with pytest.raises(UserError, match=message):
-        Sampler(grammar, 9)._own('a task', goals)
+        Sampler(grammar, 9).tasks.own('a task', goals)

@@ -22,7 +22,8 @@ from dtvla_ros.files import find_shared, read_json, write_json, write_text
 from dtvla_ros.policy import language
 from dtvla_ros.policy.manifest import PolicyManifest, new_folder, sha256, verified
 from dtvla_ros.training.language import matcher
-from dtvla_ros.training.language.grammar import Grammar, Sampler
+from dtvla_ros.training.language.grammar import Grammar
+from dtvla_ros.training.language.sentences import Sampler
 
 SIZE, BATCH = 96, 256  # of a word's vector; pairs of a step
 THRESHOLDS = tuple(k / 20 for k in range(4, 20))

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from dtvla_ros.policy.language import MOST_WORDS, POSITIONS, STRANGERS, Vocabulary, split_words
-from dtvla_ros.training.language.grammar import SLOT, Grammar, Pair, Sampler
+from dtvla_ros.training.language.grammar import Grammar
+from dtvla_ros.training.language.sentences import SLOT, Pair, Sampler
 
 # Lists of the grammar that name things; words of all the others are learnt.
 THINGS = ('tasks', 'shapes', 'containers', 'spots', 'things', 'fixtures', 'openable', 'switches',
