@@ -250,7 +250,8 @@ class Drawer(Jointed):
         along *= np.sign(along @ (self.env.base_position - bar))
         shift = (0.015, -0.01, 0.03)[self._tries % 3]
         rotation = facing(-np.cos(DIP) * out - np.sin(DIP) * UP, UP, ee.rotation)
-        return Contact(bar + shift * along + 0.003 * UP - 0.002 * out, rotation,
+        # A little below its middle: as far from the bar above it as from the one below.
+        return Contact(bar + shift * along - 0.004 * UP - 0.002 * out, rotation,
                        rotation.as_matrix()[:, 2])
 
     def _fist(self, ee: EndEffector) -> Rotation:
