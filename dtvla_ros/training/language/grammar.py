@@ -80,7 +80,7 @@ class Grammar(Config):
             return {f'{thing} {placed(noun.relation, sorted(names))}'
                     for names in anchors for thing in things}
         if noun.group in COLOURED:
-            colour, shape = noun.name.split(' ', 1)
+            colour, shape = noun.parts
             return {f'{c} {s}' for c in (colour, *self.colours[colour])
                     for s in (shape, *getattr(self, noun.group)[shape])}
         if noun.group == 'fixtures':
@@ -95,6 +95,12 @@ class Noun:
 
     name: str
     group: str
+
+    @property
+    def parts(self) -> tuple[str, str]:
+        """Its colour, '' for one that is not of a `COLOURED` list, and what it is."""
+        colour, _, shape = self.name.partition(' ')
+        return (colour, shape) if self.group in COLOURED else ('', self.name)
 
 
 @dataclass(frozen=True, slots=True)

@@ -244,7 +244,7 @@ class Sampler:
             return noun.name if self._dice.chance(0.35) else self._dice.choice(names)
         if self._dice.chance(0.3):
             return noun.name
-        colour, shape = noun.name.split(' ', 1)
+        colour, shape = noun.parts
         name = shape if self._dice.chance(0.4) else self._dice.choice(
             getattr(words, noun.group)[shape])
         said = colour if self._dice.chance(0.5) else self._dice.choice(words.colours[colour])
@@ -257,7 +257,7 @@ class Sampler:
         """Return what a thing is called whose place tells it from others: often no colour."""
         if noun.group not in COLOURED or self._dice.chance(0.5):
             return self._say(noun)
-        return self._dice.choice(getattr(self.words, noun.group)[noun.name.split(' ', 1)[1]])
+        return self._dice.choice(getattr(self.words, noun.group)[noun.parts[1]])
 
     def _the(self, name: str) -> str:
         if name == IT.name:

@@ -82,8 +82,11 @@ class TaskSampler:
             k = self._dice.randrange(len(task))
             rest = task[:k] + task[k + 1:]
             changed = self._changed(task[k], close)
-            more = self._dice.choice(self.group.tasks if close else [self._any_task()])
-            other = (*task, more[0]) if changed is None else (*rest, changed)
+            if changed is None:
+                more = self._dice.choice(self.group.tasks) if close else self._any_task()
+                other = (*task, more[0])
+            else:
+                other = (*rest, changed)
             sound = all(len({noun.name for noun in goal.nouns}) == len(goal.nouns)
                         for goal in other)
             if sound and self.differ(other, task):
@@ -106,10 +109,8 @@ class TaskSampler:
     def _noun(self, name: str, first: str = 'things') -> Noun:
         """Return a thing by its name; ``first``: the list it is taken from if it is in several."""
         words = self.words
-        fixtures = {**{key: None for lists in words.fixtures.values() for key in lists},
-                    **words.switches}
-        groups = [group for group, names in (('things', words.things), ('fixtures', fixtures))
-                  if name in names]
+        lists = {'things': [words.things], 'fixtures': [*words.fixtures.values(), words.switches]}
+        groups = [group for group, known in lists.items() if any(name in names for names in known)]
         if groups:
             return Noun(name, first if first in groups else groups[0])
         for relation in words.where:
@@ -137,10 +138,10 @@ class TaskSampler:
     def _somewhere(self, thing: Noun) -> Placed:
         """Return a thing told by its place."""
         relation = self._dice.choice([*self.words.where])
-        return Placed.at(thing, relation, self._anchors(relation, thing))
+        return self._near_others(thing, relation)
 
-    def _anchors(self, relation: str, thing: Noun) -> list[Noun]:
-        """Return things to tell a place by, other ones than ``thing``."""
+    def _near_others(self, thing: Noun, relation: str) -> Placed:
+        """Return a thing told by a relation to other things."""
         anchors: list[Noun] = []
         while len(anchors) < len(ANCHOR.findall(relation)):
             kind = 'in' if relation.startswith('in the') else 'on'
@@ -149,7 +150,7 @@ class TaskSampler:
                 Noun(self._dice.choice([*self.words.fixtures[kind]]), 'fixtures')])
             if anchor.name not in [thing.name, *(other.name for other in anchors)]:
                 anchors.append(anchor)
-        return anchors
+        return Placed.at(thing, relation, anchors)
 
     def any_place(self, kind: str) -> Noun:
         group, share = {'in': ('containers', 0.6), 'stack': ('shapes', 1.0),
@@ -176,14 +177,15 @@ class TaskSampler:
         return self._near_task() if place in objects else (Goal(kind, objects, place),)
 
     def _near_kind(self) -> str:
-        return self._dice.choice([kind for kind in ['in'] * 6 + ['stack', 'to', 'on', 'on', 'by']
-                           if kind in self.group.places])
+        return self._dice.choice([
+            kind for kind in ['in'] * 6 + ['stack', 'to', 'on', 'on', 'by']
+            if kind in self.group.places])
 
     def _any_task(self) -> Task:
         draw = self._dice.random()
         if draw < 0.12:
-            return (self._switch(self._dice.choice(['open', 'open', 'close', 'close', 'turn on',
-                                             'turn off'])),)
+            return (self._switch(self._dice.choice(
+                ['open', 'open', 'close', 'close', 'turn on', 'turn off'])),)
         kind = self._dice.choice([*['in'] * 9, *['on'] * 5, *['stack'] * 3, *['to'] * 3])
         objects = [self._any_object()]
         if kind in ('in', 'on') and self._dice.chance(0.2):
@@ -213,7 +215,7 @@ class TaskSampler:
         if draw < 0.52:
             return replace(goal, place=self._other_place(goal.kind, place, close))
         if draw < 0.60 and place.group in COLOURED:  # said without what tells it apart
-            return replace(goal, place=Noun(place.name.split(' ', 1)[1], 'bare'))
+            return replace(goal, place=self._otherwise(place))
         if draw < 0.65:
             return replace(goal, objects=tuple(map(self._otherwise, goal.objects)))
         if draw < 0.79 and len(goal.objects) == 1:
@@ -238,8 +240,7 @@ class TaskSampler:
         nouns = [*goal.nouns]
         if any(isinstance(noun, Placed) for noun in nouns):
             return None
-        colours = [n.name.split(' ', 1)[0] if n.group in COLOURED else '' for n in nouns]
-        names = [n.name.split(' ', 1)[1] if n.group in COLOURED else n.name for n in nouns]
+        colours, names = zip(*(noun.parts for noun in nouns))
         turned = colours[1:] + colours[:1]
         if turned == colours:
             return None
@@ -251,7 +252,7 @@ class TaskSampler:
         if isinstance(noun, Placed):
             return noun.thing
         if noun.group in COLOURED:
-            return Noun(noun.name.split(' ', 1)[1], 'bare')
+            return Noun(noun.parts[1], 'bare')
         return Noun(f'{self._dice.choice([*self.words.colours])} {noun.name}', 'bare')
 
     def _other_object(self, noun: Noun, close: bool) -> Noun:
@@ -263,8 +264,8 @@ class TaskSampler:
             return self._somewhere(noun)
         if noun.group != 'shapes' or self._dice.chance(0.5):
             return self._any_object()
-        colour, shape = noun.name.split(' ', 1)
-        other = self._coloured('shapes').name.split(' ', 1)
+        colour, shape = noun.parts
+        other = self._coloured('shapes').parts
         return Noun(f'{other[0]} {shape}' if self._dice.chance(0.5) else f'{colour} {other[1]}',
                     'shapes')
 
@@ -273,8 +274,7 @@ class TaskSampler:
             return self._dice.choice(self.group.places[kind])
         if place.group not in COLOURED or self._dice.chance(0.25):
             return self.any_place(kind)
-        shape = place.name.split(' ', 1)[1]
-        return Noun(f'{self._dice.choice([*self.words.colours])} {shape}', place.group)
+        return Noun(f'{self._dice.choice([*self.words.colours])} {place.parts[1]}', place.group)
 
     def elsewhere(self, noun: Placed) -> Noun:
         """Return a thing like one that is told by its place, at another."""
@@ -286,7 +286,7 @@ class TaskSampler:
                 return self._dice.choice(near)
             return self._somewhere(thing)
         if draw < 0.75:
-            return Placed.at(thing, relation, self._anchors(relation, thing))
+            return self._near_others(thing, relation)
         if draw < 0.85 and len(noun.anchors) == 1:
             return Placed.at(noun.anchors[0], relation, [thing])
         return Placed.at(self._other_object(thing, False), relation, noun.anchors)
