@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, cast
@@ -22,6 +23,7 @@ from dtvla_ros.errors import UserError
 from dtvla_ros.evaluation.results import Rate, evaluation_seed
 from dtvla_ros.files import find_shared
 from dtvla_ros.policy.transform import Observation
+from dtvla_ros.rollout.env import require_contract
 from dtvla_ros.rollout.episode import observation_from_sim
 from dtvla_ros.thought import Thought
 from dtvla_sim.env import ArmEnv
@@ -56,26 +58,22 @@ class Said(NamedTuple):
     off: float
 
 
-def scenes(suite: str, cells: Sequence[str], episodes: int) -> Iterator[tuple[str, Scene]]:
+def scenes(env: PerturbedEnv, cells: Sequence[str], episodes: int) -> Iterator[tuple[str, Scene]]:
     """Yield every cell with each of its start states, the same ones in every cell."""
-    env = PerturbedEnv(dtvla_sim.make(suite))
     expert = make_expert(cast(ArmEnv, env))
     # By task: another task of LIBERO builds another scene.
     starts = sorted((i % len(env.tasks), evaluation_seed(None) + i) for i in range(episodes))
-    try:
-        for number, seed in starts:
-            for cell in cells:
-                env.use([cell] if cell else [])
-                obs, info = env.reset(seed=seed, options={'task': env.tasks[number]})
-                expert.reset()
-                wanted = Thought.parse(expert.act().thought.replace('_', ' '))
-                assert wanted is not None, "an expert's thought is of the grammar"
-                places = {name.replace('_', ' '): 100.0 * (env.place(name) - env.base_position)[:2]
-                          for name in env.object_names}
-                yield cell, Scene(
-                    observation_from_sim(obs, info, cast(Any, env)), wanted.object, places)
-    finally:
-        env.close()
+    for number, seed in starts:
+        for cell in cells:
+            env.use([cell] if cell else [])
+            obs, info = env.reset(seed=seed, options={'task': env.tasks[number]})
+            expert.reset()
+            wanted = Thought.parse(expert.act().thought.replace('_', ' '))
+            assert wanted is not None, "an expert's thought is of the grammar"
+            places = {name.replace('_', ' '): 100.0 * (env.place(name) - env.base_position)[:2]
+                      for name in env.object_names}
+            yield cell, Scene(
+                observation_from_sim(obs, info, cast(Any, env)), wanted.object, places)
 
 
 def judge(thought: str, scene: Scene) -> Said:
@@ -87,20 +85,24 @@ def judge(thought: str, scene: Scene) -> Said:
     return Said(said.object == scene.object, off if math.isfinite(off) else math.inf)
 
 
-def measure(thinkers: Mapping[str, Callable[[Observation], str]], suite: str,
+def measure(thinkers: Mapping[str, Callable[[Observation], str]], env: PerturbedEnv,
             cells: Sequence[str], episodes: int) -> dict[tuple[str, str], list[Said]]:
     """Return what each of ``thinkers`` said of every scene, by cell and thinker."""
     said = defaultdict(list)
-    for cell, scene in progress(scenes(suite, cells, episodes), desc='scenes',
+    for cell, scene in progress(scenes(env, cells, episodes), desc='scenes',
                                 total=episodes * len(cells)):
         for name, think in thinkers.items():
             said[cell, name].append(judge(think(scene.observation), scene))
     return said
 
 
-def thinker(folder: Path) -> Callable[[Observation], str]:
-    """Return what gives a policy's thought, decoded from nothing, in one thread."""
+def thinker(folder: Path, env: PerturbedEnv) -> Callable[[Observation], str]:
+    """Return what gives a policy's thought, decoded from nothing, in one thread.
+
+    Raises UserError for a policy of another arm, or other cameras, than the environment's.
+    """
     policy, _ = load_policy(find_shared(folder), threads=1)
+    require_contract(policy.transform, str(folder), env)
 
     def think(observation: Observation) -> str:
         policy.reset()
@@ -147,11 +149,12 @@ def places(
 
     `python -m benchmarks.places --policy models/nano --policy runs/mine/policy --episodes 30`
     """
-    thinkers = {str(folder): thinker(folder) for folder in policy or [NANO]}
     cells = tuple(perturb or CELLS)
     if 'language' in (parse(cell)[0] for cell in cells if cell):
         raise UserError(f'--perturb language changes no image; use {", ".join(LOOKS)} or robot')
-    said = measure(thinkers, suite, cells, episodes)
+    with closing(PerturbedEnv(dtvla_sim.make(suite))) as env:
+        thinkers = {str(folder): thinker(folder, env) for folder in policy or [NANO]}
+        said = measure(thinkers, env, cells, episodes)
     rows = [summary(cell, name, said[cell, name]) for cell in cells for name in thinkers]
     if disturbed := [cell for cell in cells if cell]:
         rows += [summary('all disturbed', name, [

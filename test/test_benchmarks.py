@@ -108,9 +108,13 @@ def test_every_phase_of_a_step_is_timed():
         time_steps(LORA, 'nano', steps=1, thought=3)
 
 
-def test_places_of_a_policy_and_of_the_truth_are_counted(places):
-    cells = ['light:2']
-    scenes = [scene for _, scene in places.scenes('tabletop', cells, 2)]
+def test_places_of_a_policy_and_of_the_truth_are_counted(places, request):
+    import dtvla_sim
+    from dtvla_sim.perturbation import PerturbedEnv
+
+    cells, env = ['light:2'], PerturbedEnv(dtvla_sim.make('tabletop'))
+    request.addfinalizer(env.close)
+    scenes = [scene for _, scene in places.scenes(env, cells, 2)]
     assert [scene.object for scene in scenes] == ['can', 'lemon']  # of the first two tasks
     true = iter(scenes)
 
@@ -123,8 +127,8 @@ def test_places_of_a_policy_and_of_the_truth_are_counted(places):
             held=None, done=None, trouble=None, phase='reach', object=scene.object,
             place=np.array([x, y, 0]), following='lower', move=np.zeros(3)).compact()
 
-    said = places.measure({'perfect': perfect, 'nano': places.thinker(places.NANO)}, 'tabletop',
-                          cells, 2)
+    said = places.measure(
+        {'perfect': perfect, 'nano': places.thinker(places.NANO, env)}, env, cells, 2)
     row = places.summary('light:2', 'perfect', said['light:2', 'perfect'])
     assert row['near'].value == row['named'].value == 1.0 and 0.0 < row['median_cm'] < 0.75
     assert places.summary('light:2', 'nano', said['light:2', 'nano'])['near'].n == 2
@@ -141,6 +145,11 @@ def test_places_of_a_policy_and_of_the_truth_are_counted(places):
 def test_what_a_thought_says_is_compared_with_where_that_is(places, thought, named, off):
     scene = places.Scene(None, 'can', {'can': np.array([40.0, 0.0]), 'lemon': np.array([40.0, 2])})
     assert places.judge(thought, scene) == (named, off)
+
+
+def test_a_policy_of_another_arm_is_refused_by_the_name_of_the_suite(places):
+    with pytest.raises(UserError, match='in the suite tabletop_joints .* choose another suite'):
+        places.places([], suite='tabletop_joints', perturb=['light:1'])
 
 
 def test_the_family_that_changes_no_image_is_refused(places):

@@ -55,12 +55,12 @@ class CollectOptions:
     actions at 20 Hz. ``short_share`` of all episodes are the first ``short_steps`` steps from a
     random initial pose, ``observation_share`` one frame there for each task of the scene: cheap,
     and they teach localisation. ``done_share`` is short, too, and begins where the task is done
-    already or nearly (beside the bin, one object of two), with one frame for each other task: it
-    teaches what done means. Of the others, whole demonstrations, ``clean_share`` run without
-    noise, ``release_share`` and ``push_share`` with a forced opening of the gripper or a push of
-    the arm to recover from, ``switch_share`` begin in the midst of another task: on the way to its
-    thing, or when it is done; they go on for ``after_success`` control steps in which the arm
-    waits.
+    already or nearly (one object of two, on the tabletop beside the bin, too), with one frame for
+    each other task: it teaches what done means. Of the others, whole demonstrations,
+    ``clean_share`` run without noise, ``release_share`` and ``push_share`` with a forced opening
+    of the gripper or a push of the arm to recover from, ``switch_share`` begin in the midst of
+    another task: on the way to its thing, or when it is done; they go on for ``after_success``
+    control steps in which the arm waits.
     In ``randomised_share`` of the episodes, of any kind, surfaces, lights and cameras are others,
     things lie about, and half of their demonstrations begin from a random pose.
     ``antialiasing`` as of ``SceneSetup``.
@@ -90,9 +90,6 @@ class CollectOptions:
 
     def __post_init__(self) -> None:
         require_plan(self.seed, self.camera_every, self.episodes)
-        if self.done_share and self.suite not in dtvla_sim.TABLETOPS:
-            raise UserError(f'--done-share {self.done_share}: only the tabletop arranges scenes '
-                            'that are done; demonstrations show it with --after-success')
         for names in (SCENES, PERTURBATIONS, ('randomised_share',)):
             shares = [getattr(self, name) for name in names]
             if min(shares) < 0.0 or sum(shares) > 1.0:
@@ -213,15 +210,18 @@ class Frames:
 
 def record(env: Any, plan: EpisodePlan, options: CollectOptions) -> list[Episode]:
     """Run a planned episode; return what is worth keeping: nothing where the expert failed."""
+    from dtvla_sim.experts import arrange
     from dtvla_sim.randomisation import randomised
 
     again = [plan.seed] if plan.seed != options.seed * SEEDS_PER_BASE + plan.index else []
     rng = np.random.default_rng([options.seed, plan.index, 1, *again])
     obs, _ = env.reset(seed=plan.seed, options={'task': plan.task})
+    posed = False
     if plan.kind == DONE:
-        obs = env.arrange(rng)
+        obs, posed = arrange(env, rng)
     looks = np.random.default_rng([options.seed, plan.index, 3])
-    if plan.kind in SCENES.values() or (plan.randomised and looks.random() < 0.5):
+    if plan.kind in SCENES.values() and not posed or (
+            plan.randomised and looks.random() < 0.5):
         obs = random_initial_pose(env, obs, rng)
     with randomised(env, looks) if plan.randomised else nullcontext(obs) as obs:
         if plan.kind == OBSERVATION:

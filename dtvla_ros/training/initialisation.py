@@ -54,14 +54,19 @@ def initialise(config: SftConfig, run: SftRun, readers: Sequence[DatasetReader])
     taken as it is, with the policy. Raises ``UserError`` where frozen parts have no policy to come
     from, and for images of several shapes.
     """
+    started = _started(config, run, readers)
+    return replace(started, transform=sized(started.transform, readers, run.out))
+
+
+def _started(config: SftConfig, run: SftRun, readers: Sequence[DatasetReader]) -> Initialisation:
     begun = read_transform(run.out) if (run.out / 'config.json').exists() else None
     if run.init is None or not run.init.is_dir():
         if config.freezes:
             raise UserError('train config: lora and rates of 0 keep parts of an earlier policy; '
                             'name its folder with --init')
-        return Initialisation(sized(begun or new_transform(config, readers), readers, run.out))
+        return Initialisation(begun or new_transform(config, readers))
     if begun and not config.freezes:
-        return Initialisation(sized(begun, readers, run.out))
+        return Initialisation(begun)
     model, before, manifest = read_source(run.init)
     released = not location_spans(before.tokenizer)
     transform = begun or (before if released else grown(before, dataset_words(readers)))
@@ -70,9 +75,8 @@ def initialise(config: SftConfig, run: SftRun, readers: Sequence[DatasetReader])
                         'can not follow; train it whole, or begin anew')
     if not begun:  # these demonstrations are what it learns to see
         transform = replace(transform, sizes={})
-    return Initialisation(
-        sized(transform, readers, run.out), model if released or config.freezes else None,
-        manifest if released else None)
+    return Initialisation(transform, model if released or config.freezes else None,
+                          manifest if released else None)
 
 
 def require_contract(readers: Sequence[DatasetReader], decoder: DecoderConfig,

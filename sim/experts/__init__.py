@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 from .. import TABLETOPS
 
 if TYPE_CHECKING:
-    from ..env import ArmEnv
+    from numpy.random import Generator
+
+    from ..env import ArmEnv, LazyObservation
     from .libero import LiberoExpert
     from .tabletop import TabletopExpert
 
@@ -24,3 +26,18 @@ def make_expert(env: ArmEnv) -> TabletopExpert | LiberoExpert:
     from .libero import LiberoExpert
 
     return LiberoExpert(env)
+
+
+def arrange(env: ArmEnv, rng: Generator) -> tuple[LazyObservation, bool]:
+    """Move objects so that the present task is done, in part or nearly, and let them settle.
+
+    Returns the observation, and whether the gripper was brought to where it ends its work.
+
+    Raises UserError if there is no expert for the environment's suite.
+    """
+    make_expert(env)
+    if env.suite in TABLETOPS:
+        return env.arrange(rng), False
+    from .arranging import arrange as arrange_libero
+
+    return arrange_libero(env, rng)

@@ -72,8 +72,7 @@ def test_a_longer_plan_begins_with_the_shorter_one_and_kinds_have_their_shares()
 @pytest.mark.parametrize('options, names', [
     ({'seed': 10}, '--seed 10'), ({'camera_every': 3}, '--camera-every 3'),
     ({'release_share': 0.9, 'clean_share': 0.9}, 'shares'),
-    ({'observation_share': 0.9, 'short_share': 0.2}, 'short_share, observation_share'),
-    ({'done_share': 0.1, 'suite': 'libero_goal'}, '--done-share 0.1: only the tabletop')])
+    ({'observation_share': 0.9, 'short_share': 0.2}, 'short_share, observation_share')])
 def test_bad_options_are_named(options, names):
     with pytest.raises(UserError, match=names):
         CollectOptions(**options)

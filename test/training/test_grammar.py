@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -110,6 +111,13 @@ def test_tasks_of_the_grammar_are_spelt_as_policies_spell_them(grammar):
         for text, goals in group.items():
             task = sampler.tasks.own(text, goals)
             assert text in {sampler.sentence(task) for _ in range(40)}
+
+
+@pytest.mark.parametrize('goals', [
+    [['open', ['microwave']]], [['on', ['mug'], 'table']]], ids=['no place', 'one thing, on'])
+def test_other_tasks_are_drawn_near_few_ones(grammar, goals):
+    sampler = Sampler(replace(grammar, tasks={'few': {'a task': goals}}), 10)
+    assert len({sampler.pair()[0] for _ in range(300)}) > 200
 
 
 @pytest.mark.parametrize('goals, message', [

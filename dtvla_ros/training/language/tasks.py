@@ -78,6 +78,7 @@ class TaskSampler:
 
     def another(self, task: Task, close: bool) -> Task:
         """Return another task that differs in one thing; ``close``: by one of the tasks' own."""
+        close = close and bool(self.group.places)
         for _ in range(50):
             k = self._dice.randrange(len(task))
             rest = task[:k] + task[k + 1:]
@@ -169,9 +170,12 @@ class TaskSampler:
     def _near_task(self) -> Task:
         """Return any task, known or not, made of the things of the known ones."""
         group = self.group
+        if not group.places:  # they are opened, closed and switched only
+            return self._any_task()
         kind = self._near_kind()
         many = 2 if kind == 'in' and self._dice.chance(0.3) else 1
-        things = [*group.objects, *(group.places['in'] if self._dice.chance(0.15) else [])]
+        things = [*group.objects, *(group.places.get('in', ()) if self._dice.chance(0.15) else [])]
+        many = min(many, len(things))
         objects = tuple(self._dice.sample(things, many))
         place = self._dice.choice(group.places[kind])
         return self._near_task() if place in objects else (Goal(kind, objects, place),)
@@ -179,7 +183,7 @@ class TaskSampler:
     def _near_kind(self) -> str:
         return self._dice.choice([
             kind for kind in ['in'] * 6 + ['stack', 'to', 'on', 'on', 'by']
-            if kind in self.group.places])
+            if kind in (self.group.places or VERBS)])
 
     def _any_task(self) -> Task:
         draw = self._dice.random()
