@@ -174,6 +174,10 @@ class Aside(Push):
         """Return whether it was pushed far enough."""
         return self.progress() > -NEAR
 
+    def enough(self) -> bool:
+        """Return whether it may be let go: the gripper drags it back a little."""
+        return self.progress() > -0.4 * NEAR
+
 
 def _inside(points: Vector, rotation: Rotation) -> int:
     """Return how many of the points [n, 3], from the grip site, are inside the gripper."""
