@@ -212,7 +212,7 @@ def run_expert_episode(env: Env, expert: Any, task: str, seed: int, max_steps: i
                        ) -> tuple[EpisodeResult, NDArray[np.float32]]:
     """Run an expert, its steps mapped to actions of OSC_POSE by ``disturb``.
 
-    Return what the arm was commanded [N, D], too.
+    ``max_steps`` None: the task's own limit. Return what the arm was commanded [N, D], too.
     """
     env.reset(seed=seed, options={'task': task})
     expert.reset()
@@ -226,6 +226,6 @@ def run_expert_episode(env: Env, expert: Any, task: str, seed: int, max_steps: i
             thoughts.append(step.thought)
         _, _, terminated, truncated, info = env.step(action)
         executed.append(np.asarray(action, np.float32))
-        over = info['success'] or terminated or truncated
+        over = info['success'] or terminated or (truncated and max_steps is None)
     return EpisodeResult(task, seed, bool(info['success']), len(executed),
                          thoughts=tuple(thoughts)), np.stack(executed)
