@@ -61,17 +61,13 @@ def _drop(scene: LiberoScene, goal: Goal, rng: Generator) -> None:
     """Put an object over where the goal wants it."""
     name, spot = goal[1], spots(scene, goal)[0]
     joint, data = scene.env.objects_dict[name].joints[-1], scene.sim.data
-    turned = Rotation.identity() if spot.entry is not None else (  # its handle points out then
-        Rotation.from_euler('z', rng.uniform(-TURN, TURN)))
-    quat = turned * Rotation.from_quat(data.get_joint_qpos(joint)[3:][[1, 2, 3, 0]])
-    middle = spot.point if spot.entry is not None else (
-        spot.point + rng.uniform(-BESIDE, BESIDE, 2))
-    for below in (0.0, None):  # how far its origin is over its lowest point depends on the turn
-        if below is None:
-            below = scene.position(name)[2] - surface(scene, name)[:, 2].min()
-        at = [*middle, spot.lowest + below + DROP]
-        data.set_joint_qpos(joint, np.concatenate([at, quat.as_quat()[[3, 0, 1, 2]]]))
-        scene.forward()
+    low = scene.position(name)[2] - surface(scene, name)[:, 2].min()
+    at, quat = np.append(spot.point, spot.lowest + low + DROP), data.get_joint_qpos(joint)[3:]
+    if spot.entry is None:  # else its handle must go on pointing out
+        at[:2] += rng.uniform(-BESIDE, BESIDE, 2)
+        turned = Rotation.from_euler('z', rng.uniform(-TURN, TURN))
+        quat = (turned * Rotation.from_quat(quat[[1, 2, 3, 0]])).as_quat()[[3, 0, 1, 2]]
+    data.set_joint_qpos(joint, np.concatenate([at, quat]))
     data.set_joint_qvel(joint, np.zeros(6))
     scene.forward()
 
