@@ -34,7 +34,7 @@ def small_transform(contract: ActionContract = JAW_FIRST) -> PolicyTransform:
         contract=contract)
 
 
-@pytest.mark.parametrize('name', ['nano', 'libero'])
+@pytest.mark.parametrize('name', ['nano', 'libero', 'libero4'])
 def test_manifests_of_earlier_versions_mean_todays_contract_and_are_written_as_they_were(name):
     folder = find_shared(f'models/{name}')
     manifest = PolicyManifest.read(folder)

@@ -169,7 +169,7 @@ def test_what_was_not_recorded_for_this_policy_is_refused(copy, damage):
 
 
 @pytest.mark.parametrize('engine', ['onnx', 'torch'])
-@pytest.mark.parametrize('name', ['nano', 'libero'])
+@pytest.mark.parametrize('name', ['nano', 'libero', 'libero4'])
 def test_the_policies_here_prove_themselves(name, engine):
     policy, manifest = load_policy(MODELS / name, engine)
     found = Proof.read(MODELS / name / PROOF, policy.transform).check(policy)
