@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
+from torch.utils.data import DataLoader, IterableDataset
 
 from dtvla_ros.policy.language import MOST_WORDS, POSITIONS, STRANGERS, Vocabulary, split_words
 from dtvla_ros.training.language.grammar import Grammar
@@ -121,7 +122,7 @@ def vocabulary_of(grammar: Grammar, pretrained: tuple[str, ...]) -> Vocabulary:
         pretrained, tuple(sorted(frames)), tuple(sorted(names - frames)), STRANGERS)
 
 
-class Batches:
+class Batches(IterableDataset):
     """Draws pairs of ``Sampler`` as tensors, those of like length together."""
 
     def __init__(self, sampler: Sampler, vocabulary: Vocabulary, vectors: NDArray[np.float32],
@@ -156,21 +157,27 @@ def train(network: MatcherNetwork, batches: Batches, minutes: float, report: Rep
     """Train for some minutes; return the moving average of the weights.
 
     The learning rate falls to nothing over that time. ``report`` is told steps, seconds and the
-    loss, averaged. Ctrl-C ends it early, with the average so far.
+    loss, averaged. Ctrl-C ends it early, with the average so far. The pairs are drawn by a process
+    of their own.
     """
     optimizer = torch.optim.AdamW(network.parameters(), lr=learning_rate, weight_decay=0.02)
     average = torch.optim.swa_utils.AveragedModel(
         network, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.995))
     started, loss_so_far = time.monotonic(), 0.7
+    fast = multiplies_bfloat16()
     try:
-        for step, (inputs, asks) in enumerate(batches, 1):
+        for step, (inputs, asks) in enumerate(DataLoader(
+                batches, batch_size=None, num_workers=1, prefetch_factor=8,
+                multiprocessing_context='fork'), 1):
             seconds = time.monotonic() - started
             left = 1.0 - seconds / (60.0 * minutes)
             if left <= 0.0:
                 break
             for group in optimizer.param_groups:
                 group['lr'] = learning_rate * min(step / WARMUP, 1.0) * left
-            loss = F.binary_cross_entropy_with_logits(network(*inputs), asks)
+            with torch.autocast('cpu', torch.bfloat16, enabled=fast):
+                scores = network(*inputs).float()
+            loss = F.binary_cross_entropy_with_logits(scores, asks)
             optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(network.parameters(), 1.0)
@@ -181,6 +188,12 @@ def train(network: MatcherNetwork, batches: Batches, minutes: float, report: Rep
     except KeyboardInterrupt:
         pass
     return average.module.eval()
+
+
+def multiplies_bfloat16() -> bool:
+    """Return whether this CPU multiplies bfloat16 in hardware; else float32 is faster."""
+    able = getattr(torch.cpu, 'get_capabilities', dict)()  # older releases do not tell
+    return bool(able.get('avx512_bf16') or able.get('amx_bf16'))
 
 
 def word_vectors(encoder: Path, size: int) -> tuple[tuple[str, ...], dict[str, NDArray]]:

@@ -251,7 +251,7 @@ class Sampler:
         if self._dice.chance(0.1) and name != 'one':
             return self._dice.choice(words.behind).format(
                 n=name, c=said, w='wood' if colour == 'wooden' else colour)
-        return said if short and self._dice.chance(0.12) else f'{said} {name}'
+        return said if short and self._dice.chance(0.2) else f'{said} {name}'
 
     def _kind(self, noun: Noun) -> str:
         """Return what a thing is called whose place tells it from others: often no colour."""
