@@ -192,7 +192,8 @@ def train(network: MatcherNetwork, batches: Batches, minutes: float, report: Rep
 
 def multiplies_bfloat16() -> bool:
     """Return whether this CPU multiplies bfloat16 in hardware; else float32 is faster."""
-    able = getattr(torch.cpu, 'get_capabilities', dict)()  # older releases do not tell
+    # Older releases do not tell.
+    able: Mapping[str, Any] = getattr(torch.cpu, 'get_capabilities', dict)()
     return bool(able.get('avx512_bf16') or able.get('amx_bf16'))
 
 
