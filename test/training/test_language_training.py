@@ -1,23 +1,20 @@
 from pathlib import Path
 
-import pytest
-
+from dtvla_ros.files import read_json
 from dtvla_ros.policy import language
+from dtvla_ros.policy.manifest import sha256
 from dtvla_ros.training.language.command import train_language
 
 ROOT = Path(__file__).parents[2]
 CONFIG, DEVELOPMENT = ROOT / 'config/train/language.yaml', ROOT / 'config/instructions/dev.yaml'
 
 
-@pytest.fixture(scope='module')
-def network(tmp_path_factory):
-    out = tmp_path_factory.mktemp('language') / 'made'
-    train_language(out, CONFIG, DEVELOPMENT, ROOT / 'models/nano', minutes=0.1)
-    return language.Matcher(out)
-
-
-def test_a_network_that_was_trained_for_a_moment_tells_a_task_from_talk(network):
-    tasks = ('put the lemon in the blue bin',)
-    asked, talk = (network.probabilities(text, tasks)[0]
-                   for text in ('put the lemon in the blue bin', 'what time is it'))
-    assert 0.0 <= talk < asked <= 1.0
+def test_what_is_written_is_read_where_tasks_are_told(tmp_path):
+    train_language(tmp_path / 'made', CONFIG, DEVELOPMENT, ROOT / 'models/nano', minutes=0.05)
+    made, shipped = (language.Matcher(folder) for folder in (
+        tmp_path / 'made', ROOT / 'models/language'))
+    assert made.vocabulary == shipped.vocabulary and 0.2 <= made.threshold < 1.0
+    likely = made.probabilities('put the lemon in the blue bin', ['put the lemon in the blue bin'])
+    assert likely.shape == (1,) and 0.0 < likely[0] < 1.0
+    manifest = read_json(tmp_path / 'made' / language.MANIFEST)
+    assert manifest['config'] == sha256(CONFIG)
