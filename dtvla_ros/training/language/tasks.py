@@ -175,8 +175,7 @@ class TaskSampler:
         kind = self._near_kind()
         many = 2 if kind == 'in' and self._dice.chance(0.3) else 1
         things = [*group.objects, *(group.places.get('in', ()) if self._dice.chance(0.15) else [])]
-        many = min(many, len(things))
-        objects = tuple(self._dice.sample(things, many))
+        objects = tuple(self._dice.sample(things, min(many, len(things))))
         place = self._dice.choice(group.places[kind])
         return self._near_task() if place in objects else (Goal(kind, objects, place),)
 
