@@ -30,12 +30,12 @@ def test_the_node_ends_the_task_and_begins_nothing_else_until_it_is_told(graph, 
     node = graph.listen(
         chunk=(JointTrajectory, '/vla/action_chunk'), vla=(DiagnosticStatus, '/vla/state'),
         gate=(DiagnosticStatus, '/gate_state'), action=(JointTrajectory, '/action'),
-        reasoning=(String, '/vla/reasoning'))
+        reasoning=(String, '/vla/reasoning'), sim=(String, '/sim/tasks'))
     say = node.create_publisher(String, '/instruction', qos.LATCHED)
     graph.start('vla_node', config, code=SAYS_SO, policy=NANO)
     graph.start('command_gate', config)
     graph.start('sim_bridge', config, endless='true')
-    graph.spin(lambda: graph.said('vla')[0] == 'IDLE', 60, 'the policy')
+    graph.spin(lambda: graph.last('sim') and graph.said('vla')[0] == 'IDLE', 90, 'the nodes')
 
     def ends(decisions):
         """Return how many chunks there were when a task has ended; nothing follows."""

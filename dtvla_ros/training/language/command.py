@@ -23,7 +23,6 @@ from dtvla_ros.policy import language
 from dtvla_ros.policy.manifest import PolicyManifest, new_folder, sha256, verified
 from dtvla_ros.training.language import matcher
 from dtvla_ros.training.language.grammar import Grammar
-from dtvla_ros.training.language.sentences import Sampler
 
 SIZE, BATCH = 96, 256  # of a word's vector; pairs of a step
 THRESHOLDS = tuple(k / 20 for k in range(4, 20))
@@ -48,8 +47,7 @@ def train_language(out: Path, config: Path, development: Path, policy: Path, min
     vocabulary = matcher.vocabulary_of(grammar, words)
     torch.manual_seed(seed)
     batches = matcher.Batches(
-        Sampler(grammar, seed), vocabulary,
-        language.unpacked(stored, vocabulary.strangers), BATCH)
+        grammar, seed, vocabulary, language.unpacked(stored, vocabulary.strangers), BATCH)
     network = matcher.MatcherNetwork(SIZE, len(vocabulary.learnt))
     with Progress(*Progress.get_default_columns(), TextColumn('{task.fields[now]}'),
                   console=Console(stderr=True)) as bar:

@@ -125,16 +125,18 @@ def vocabulary_of(grammar: Grammar, pretrained: tuple[str, ...]) -> Vocabulary:
 class Batches(IterableDataset):
     """Draws pairs of ``Sampler`` as tensors, those of like length together."""
 
-    def __init__(self, sampler: Sampler, vocabulary: Vocabulary, vectors: NDArray[np.float32],
-                 size: int):
-        self._sampler, self._vocabulary, self._size = sampler, vocabulary, size
+    def __init__(self, grammar: Grammar, seed: int, vocabulary: Vocabulary,
+                 vectors: NDArray[np.float32], size: int):
+        self._grammar, self._seed = grammar, seed
+        self._vocabulary, self._size = vocabulary, size
         self._vectors = torch.from_numpy(vectors)
-        self._spell = functools.cache(vocabulary.spell)
 
     def __iter__(self) -> Iterator[tuple[tuple[Tensor, ...], Tensor]]:
         """Yield (inputs of the network, whether it asks [P]) without end."""
+        sampler = Sampler(self._grammar, self._seed)
+        spell = functools.cache(self._vocabulary.spell)
         while True:
-            drawn = [self._words(self._sampler.pair()) for _ in range(AT_ONCE * self._size)]
+            drawn = [_words(sampler.pair(), spell) for _ in range(AT_ONCE * self._size)]
             drawn.sort(key=lambda row: len(row[0]) + len(row[1]))
             for k in torch.randperm(AT_ONCE).tolist():
                 part = drawn[k * self._size:(k + 1) * self._size]
@@ -146,10 +148,11 @@ class Batches(IterableDataset):
         rows, *others = map(torch.from_numpy, self._vocabulary.features(pairs))
         return self._vectors[rows], *others
 
-    def _words(self, pair: Pair) -> tuple[list[str], list[str], bool]:
-        sentence, task = ([self._spell(word) for word in split_words(text)][:MOST_WORDS - 1]
-                          for text in pair[:2])
-        return sentence, task, pair[2]
+
+def _words(pair: Pair, spell: Callable[[str], str]) -> tuple[list[str], list[str], bool]:
+    sentence, task = ([spell(word) for word in split_words(text)][:MOST_WORDS - 1]
+                      for text in pair[:2])
+    return sentence, task, pair[2]
 
 
 def train(network: MatcherNetwork, batches: Batches, minutes: float, report: Report,
@@ -158,17 +161,19 @@ def train(network: MatcherNetwork, batches: Batches, minutes: float, report: Rep
 
     The learning rate falls to nothing over that time. ``report`` is told steps, seconds and the
     loss, averaged. Ctrl-C ends it early, with the average so far. The pairs are drawn by a process
-    of their own.
+    of their own, for which the time waits.
     """
     optimizer = torch.optim.AdamW(network.parameters(), lr=learning_rate, weight_decay=0.02)
     average = torch.optim.swa_utils.AveragedModel(
         network, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.995))
-    started, loss_so_far = time.monotonic(), 0.7
+    started, loss_so_far = 0.0, 0.7
     fast = multiplies_bfloat16()
     try:
         for step, (inputs, asks) in enumerate(DataLoader(
                 batches, batch_size=None, num_workers=1, prefetch_factor=8,
-                multiprocessing_context='fork'), 1):
+                multiprocessing_context='spawn'), 1):
+            if step == 1:
+                started = time.monotonic()
             seconds = time.monotonic() - started
             left = 1.0 - seconds / (60.0 * minutes)
             if left <= 0.0:
