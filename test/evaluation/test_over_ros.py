@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import os
-import random
 import shutil
 import subprocess
 import sys
@@ -14,6 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from support.beside import fresh_domain
 from support.graph import NANO
 from support.policies import trained_on
 
@@ -30,7 +30,7 @@ TASKS = 'push_the_green_cube_onto_the_yellow_mark,stack_the_red_cube_on_the_gree
 
 def evaluate(out: Path, *arguments: str) -> dict:
     """Return result and journal rows of a run of ``dtvla eval``."""
-    environment = {**os.environ, 'ROS_DOMAIN_ID': str(random.SystemRandom().randint(1, 100))}
+    environment = {**os.environ, 'ROS_DOMAIN_ID': fresh_domain()}
     done = subprocess.run(
         [sys.executable, '-m', 'dtvla_ros.cli', 'eval', '--episodes', '1', '--workers', '1',
          '--seed', '1000004', '--json', str(out / 'r.json'), '--resume', str(out / 'r.jsonl'),
