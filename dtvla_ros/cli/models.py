@@ -30,6 +30,8 @@ def export(
     observations: Annotated[list[Path] | None, Folder(help='Dataset whose frames the policy '
         'will prove itself on where it is loaded; repeat for several. [default: those the '
         'source has]')] = None,
+    average_with: Annotated[list[Path] | None, Folder(help='Run or policy, fine-tuned from the '
+        'same one as SOURCE: the mean of their weights is exported; repeat for several.')] = None,
     proof_only: Annotated[bool, Option('--proof-only',
         help='Only record the observations, in the policy itself.')] = False,
 ) -> None:
@@ -45,6 +47,7 @@ def export(
     `dtvla export runs/nano --success out/eval.json`
     `dtvla export runs/nano --observations data/tabletop`
     `dtvla export models/released --observations data/tabletop --proof-only`
+    `dtvla export runs/more --average-with models/mine` what it learnt, and what it was before
     """
     from dtvla_ros.training.export import add_proof
     from dtvla_ros.training.export import export as run
@@ -53,7 +56,7 @@ def export(
         print(f'{source}: observations recorded; next: dtvla inspect {source} --prove')
         return
     folder, parity = run(find_shared(source), out, name, replan_steps, success, weights,
-                         observations or ())
+                         observations or (), average_with or ())
     print(f'{folder}: {parity}; next: dtvla demo --policy {folder}, or '
           f'dtvla eval --policy {folder} --episodes 10')
 

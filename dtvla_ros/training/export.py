@@ -7,6 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from dtvla_ros.data.reader import open_dataset
 from dtvla_ros.engine.export import Parity, export_policy, record_proof
 from dtvla_ros.errors import UserError
@@ -31,7 +33,8 @@ from dtvla_ros.training.observations import own_observations, sample
 
 def export(source: Path, out: Path | None = None, name: str | None = None,
            replan_steps: int | None = None, success: Path | None = None,
-           weights: str = 'fp32', observations: Sequence[Path] = ()) -> tuple[Path, Parity]:
+           weights: str = 'fp32', observations: Sequence[Path] = (),
+           average_with: Sequence[Path] = ()) -> tuple[Path, Parity]:
     """Export a training run or a policy folder; return where to, and the measured parity.
 
     ``out`` None: ``models/nano`` for a small policy's run, ``models/RUN`` for one begun with a
@@ -39,10 +42,13 @@ def export(source: Path, out: Path | None = None, name: str | None = None,
     before the next decision) and ``success`` (the JSON of an evaluation, whose table goes into the
     manifest) None: as usual, or as the policy has them. ``weights`` one of ``quantize.KINDS``, or
     'auto' for the fastest on this CPU. ``observations``: datasets whose frames the policy will
-    prove itself on; none: those that ``source`` has, if any. Raises ``UserError`` when ``source``
-    is neither, or when the graphs do not agree with it.
+    prove itself on; none: those that ``source`` has, if any. ``average_with``: runs or policies
+    whose weights count as much as those of ``source``. Raises ``UserError`` when one is neither or
+    does not fit the other, or when the graphs do not agree with the model.
     """
     model, transform, manifest = read_source(source)
+    if average_with:
+        _average(model, transform, source, average_with)
     proof = (sample([open_dataset(path) for path in observations], transform) if observations
              else own_observations(source, transform))
     if weights == 'auto':
@@ -59,6 +65,32 @@ def export(source: Path, out: Path | None = None, name: str | None = None,
         success=_table(success) if success else manifest.success, action=replace(
             manifest.action, replan_steps=replan_steps or manifest.action.replan_steps))
     return out, export_policy(model, transform, out, manifest, weights, proof)
+
+
+@torch.no_grad()
+def _average(model: HybridDecoder, transform: PolicyTransform, source: Path,
+             others: Sequence[Path]) -> None:
+    """Give ``model`` the mean of its weights and the others' (model soups, arXiv:2203.05482).
+
+    That is a policy only where all were fine-tuned from the same one, which nothing here can
+    tell. Raises ``UserError`` where what a weight stands for differs.
+    """
+    total = {name: value.double() for name, value in model.state_dict().items()}
+    for folder in others:
+        other, its, _ = read_source(folder)
+        for what, one, two in (
+                ('another vocabulary', its.tokenizer.get_vocab(), transform.tokenizer.get_vocab()),
+                ('another size', its.config, transform.config),
+                ('other action statistics', its.statistics, transform.statistics),
+                ('another action contract', its.contract, replace(
+                    transform.contract, replan_steps=its.contract.replan_steps))):
+            if one != two:
+                raise UserError(f'{folder}: {what} than {source}; only policies fine-tuned from '
+                                'the same one can be averaged')
+        for name, value in other.state_dict().items():
+            total[name] += value
+    for name, value in model.state_dict().items():
+        value.copy_(total[name] / (1 + len(others)))
 
 
 def add_proof(folder: Path, observations: Sequence[Path]) -> None:

@@ -10,9 +10,12 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import torch
 from support.policies import untrained
+from support.small import small_policy
 from typer.testing import CliRunner
 
+from dtvla_ros.actions.normalize import ActionStatistics
 from dtvla_ros.cli import app
 from dtvla_ros.engine import bench
 from dtvla_ros.engine import export as exporting
@@ -23,8 +26,11 @@ from dtvla_ros.engine.policy import banned_in_thought, write_thought
 from dtvla_ros.engine.published import scene
 from dtvla_ros.engine.quantize import in_floats, quantize, rewrite
 from dtvla_ros.errors import UserError
+from dtvla_ros.policy.checkpoint import save_weights
 from dtvla_ros.policy.manifest import FLOAT_GRAPHS, GRAPHS, PolicyManifest
-from dtvla_ros.training.export import export
+from dtvla_ros.policy.model import HybridDecoder
+from dtvla_ros.policy.transform import write_transform
+from dtvla_ros.training.export import export, read_source
 
 
 @pytest.fixture(scope='module')
@@ -226,6 +232,34 @@ def test_a_policy_replaces_itself_and_a_checkpoint_does_not(tmp_path):
         export(out, out)
     with pytest.raises(UserError, match='is this the folder of a training run'):
         export(tmp_path, tmp_path / 'out')
+
+
+def test_weights_of_policies_are_averaged_if_they_fit(tmp_path, monkeypatch):
+    monkeypatch.setattr(exporting, 'build_graphs', build_graphs)
+    weights = []
+    model, transform = small_policy()
+    for name in ('one', 'two', 'three'):
+        with torch.no_grad():
+            for value in model.parameters():
+                value += 0.01 * torch.randn_like(value)
+        write_transform(tmp_path / name, transform)
+        save_weights(model, tmp_path / name / 'model.safetensors')
+        weights.append({key: value.clone() for key, value in model.state_dict().items()})
+    result = CliRunner().invoke(app, [
+        'export', str(tmp_path / 'one'), '--average-with', str(tmp_path / 'two'),
+        '--average-with', str(tmp_path / 'three'), '--out', str(tmp_path / 'mean')])
+    assert result.exit_code == 0, result.output
+    for name, value in read_source(tmp_path / 'mean')[0].state_dict().items():
+        wanted = torch.stack([state[name].double() for state in weights]).mean(0)
+        torch.testing.assert_close(value, wanted.float(), rtol=0, atol=1e-7)
+    statistics = ActionStatistics((-0.7,) * 6 + (-1.0,), (0.9,) * 6 + (1.0,))
+    for other, what in ((replace(transform, statistics=statistics), 'other action statistics'),
+                        (untrained()[1], 'another size')):
+        write_transform(tmp_path / 'two', other)
+        save_weights(HybridDecoder(other.config), tmp_path / 'two/model.safetensors')
+        with pytest.raises(UserError, match=f'two: {what} than .*mean; only policies'):
+            export(tmp_path / 'mean', tmp_path / 'out', average_with=[tmp_path / 'two'])
+    assert not (tmp_path / 'out').exists()
 
 
 @pytest.mark.parametrize('weights', ['int8', 'w8a8'])
