@@ -145,7 +145,7 @@ class BagThread:
         self.error: Exception | None = None
         self._on_end, self._limit = on_end, queue_bytes
         self._connections: dict[str, Connection] = {}
-        self._waiting = 0
+        self._waiting, self._closed = 0, False
         self._lock = threading.Lock()  # of the bytes
         self._thread = ThreadPoolExecutor(1, 'bag')
 
@@ -157,7 +157,13 @@ class BagThread:
         self._thread.submit(self._run, begin, 0)
 
     def add(self, topic: str, stamp: int, data: bytes) -> None:
-        """Take a message received at ``stamp`` [ns]; never waits."""
+        """Take a message received at ``stamp`` [ns]; never waits.
+
+        One that arrived together with what closed the bag is not kept.
+        """
+        if self._closed:
+            return
+
         def write() -> None:
             self.bag.write(self._connections[topic], stamp, data)
             self.written[topic] += 1
@@ -171,6 +177,7 @@ class BagThread:
 
     def close(self) -> None:
         """Write what waits, and finish the bag."""
+        self._closed = True
         self._thread.shutdown()
         self.bag.finish(self.error)
 

@@ -16,3 +16,4 @@ def test_configure(graph, tmp_path, monkeypatch):
     tamper(folder)
     assert node.trigger_configure() == TransitionCallbackReturn.FAILURE
     assert 'does not compute the exported policy' in node._monitor.refusal
+    graph.wait(0.1)  # what was left for the executor would keep the node

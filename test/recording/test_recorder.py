@@ -263,6 +263,7 @@ def test_what_a_slow_disk_cannot_take_is_counted(tmp_path):
         thread.add('/word', k, bytes(100))
     gate.set()
     thread.close()
+    thread.add('/word', 50, bytes(100))  # it arrived together with what closed the bag
     assert (thread.written['/word'], thread.dropped['/word']) == (10, 40)
     with open_bag(tmp_path / 'bag') as reader:
         assert reader.message_count == 10

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import subprocess
@@ -203,6 +204,7 @@ class Graph:
         for node in self.nodes:
             node.destroy_node()
         rclpy.try_shutdown()
+        gc.collect()  # a node is on the graph until nothing refers to it
 
 
 @pytest.fixture
