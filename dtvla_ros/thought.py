@@ -29,12 +29,14 @@ AXIS_WORDS = (('forward', 'back'), ('left', 'right'), ('up', 'down'))  # +x, +y,
 STILL = 'still'
 MOVE_THRESHOLD = 0.015  # [m]
 NOTHING = 'nothing'
+FINISHED = 'wait'
+"""The phase of a task that is complete."""
 PHASES = {
     'reach': 'Reaching for', 'lower': 'Lowering onto', 'grasp': 'Grasping', 'lift': 'Lifting',
     'carry': 'Carrying it to', 'place': 'Placing it at', 'release': 'Letting go of',
     'retreat': 'Backing away from', 'retry': 'Trying again for', 'push': 'Pushing towards',
     'open': 'Opening', 'close': 'Closing', 'turn': 'Turning the knob of',
-    'wait': 'Task complete, waiting by'}
+    FINISHED: 'Task complete, waiting by'}
 """What the arm does now, and how a sentence begins to say it."""
 DESTINATION_PHASES = ('carry', 'place', 'push')
 """Phases about where something goes; the others are about the thing itself."""
@@ -92,7 +94,7 @@ class Thought:
     @property
     def finished(self) -> bool:
         """Whether it says that the task is complete."""
-        return self.phase == 'wait'
+        return self.phase == FINISHED
 
     def compact(self) -> str:
         """Return the compact words."""
@@ -128,7 +130,7 @@ def parse_sentence(text: str) -> Thought:
     doing, side = fields.pop('doing'), fields.pop('side')
     phase = next(phase for phase, said in PHASES.items() if said.lower() == doing)
     following = fields['following'] or phase
-    if fields['following'] is None and phase != 'wait':
+    if fields['following'] is None and phase != FINISHED:
         raise UserError(f'thought: it does not say what follows; write as in: {EXAMPLE}')
     sideways = int(fields['y'] or 0) * (-1 if side == 'right' else 1)
     return Thought(**fields | {
@@ -233,7 +235,7 @@ def said_place(x: int, y: int) -> str:
 
 
 def _say_following(fields: Fields) -> str:
-    waits = fields['phase'] == fields['following'] == 'wait'
+    waits = fields['phase'] == fields['following'] == FINISHED
     return '.' if waits else f'; then {fields["following"]}.'
 
 

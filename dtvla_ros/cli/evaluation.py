@@ -190,6 +190,8 @@ def report(
     into: Annotated[Path | None, File(help='Document whose success table is replaced.')] = None,
     policy: Annotated[Path | None, Folder(
         help='Policy whose manifest gets the success table.')] = None,
+    against: Annotated[list[Path] | None, File(help='Result of another policy, compared with on '
+        'the start states that both began from; repeat for several.')] = None,
     html: Page = Path('out/report.html'),
 ) -> None:
     """Put the success of several modes side by side.
@@ -200,9 +202,10 @@ def report(
     `dtvla report out/full.json out/masked.json out/random.json out/replay.json`
     `dtvla report out/full.json out/replay.json --into README.md --policy models/nano`
     `dtvla report out/libero/my_policy/*.json` what `make libero-table` does at its end
+    `dtvla report out/new.json --against out/old.json` won and lost starts, and a sign test
     """
-    from dtvla_ros.evaluation.results import compare
-    compare(results, into, policy, html)
+    from dtvla_ros.evaluation.comparing import compare
+    compare(results, into, policy, html, against or ())
 
 
 @app.command()

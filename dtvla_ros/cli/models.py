@@ -25,6 +25,9 @@ def export(
         help="The policy's name. [default: nano, or as it is]")] = None,
     replan_steps: Annotated[int | None, Option(min=1,
         help='Actions executed per decision. [default: 6, or as it is]')] = None,
+    done_margin: Annotated[float | None, Option(min=0, help='By how many nats the word for a '
+        'complete task must lead all others to be written: more, and the policy says that it is '
+        'done less often, and later. [default: 0, or as it is]')] = None,
     success: Annotated[Path | None, File(
         help='JSON of an evaluation, put into the manifest.')] = None,
     observations: Annotated[list[Path] | None, Folder(help='Dataset whose frames the policy '
@@ -56,7 +59,7 @@ def export(
         print(f'{source}: observations recorded; next: dtvla inspect {source} --prove')
         return
     folder, parity = run(find_shared(source), out, name, replan_steps, success, weights,
-                         observations or (), average_with or ())
+                         observations or (), average_with or (), done_margin)
     print(f'{folder}: {parity}; next: dtvla demo --policy {folder}, or '
           f'dtvla eval --policy {folder} --episodes 10')
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -12,6 +13,8 @@ from numpy.typing import NDArray
 
 from dtvla_ros.errors import OutOfMemory
 from dtvla_ros.policy.config import DecoderConfig
+
+NO_MARGINS: Mapping[int, float] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,8 +94,12 @@ class Engine(Protocol):
     ready: str = ''  # what getting ready took in time and memory, if it took any
     tells_log_probs: bool = True  # of the ids it chooses
 
-    def suppress_tokens(self, banned: NDArray[np.bool_]) -> None:
-        """Never choose the ids marked in ``banned`` [V] from now on."""
+    def suppress_tokens(self, banned: NDArray[np.bool_],
+                        margins: Mapping[int, float] = NO_MARGINS) -> None:
+        """Never choose the ids marked in ``banned`` [V] from now on.
+
+        An id in ``margins`` is chosen only where its logit leads all others by more than that.
+        """
 
     def encode_images(self, pixel_values: NDArray[np.float32]) -> Any:
         """[C, 3, H, W] in -1..1 -> image features, kept where the engine runs."""
@@ -142,10 +149,16 @@ class Engine(Protocol):
         """
 
 
-def penalty(config: DecoderConfig, banned: NDArray[np.bool_]) -> NDArray[np.float32]:
-    """Return what is added to the scores of ids that are no bins [V - bins]: -inf or 0."""
-    words = np.delete(banned, slice(config.ids.bins_first, config.ids.bins_last + 1))
-    return np.where(words, np.float32('-inf'), np.float32(0))
+def penalty(config: DecoderConfig, banned: NDArray[np.bool_],
+            margins: Mapping[int, float] = NO_MARGINS) -> NDArray[np.float32]:
+    """Return what is added to the scores of ids that are no bins [V - bins].
+
+    That is -inf for what is banned, minus its margin for what has one, else 0.
+    """
+    added = np.where(banned, np.float32('-inf'), np.float32(0))  # [V]
+    for token, margin in margins.items():
+        added[token] -= margin
+    return np.delete(added, slice(config.ids.bins_first, config.ids.bins_last + 1))
 
 
 @contextmanager

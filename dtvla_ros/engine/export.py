@@ -106,9 +106,10 @@ def record_proof(model: HybridDecoder, transform: PolicyTransform, folder: Path,
     float32 ones do not.
     """
     proof = observations.decided_by(Policy(
-        TorchEngine(model), transform, max_thought_tokens=manifest.max_thought_tokens))
+        TorchEngine(model), transform, max_thought_tokens=manifest.max_thought_tokens,
+        done_margin=manifest.done_margin))
     proof.write(folder / layout.PROOF)
-    found = [proof.check(Policy(engine, transform))
+    found = [proof.check(Policy(engine, transform, done_margin=manifest.done_margin))
              for engine in _exported(folder, model.config, manifest.weights)
              ] if (folder / layout.GRAPHS[0]).exists() else []
     least = Agreement(min((f.tokens for f in found), default=1.0),

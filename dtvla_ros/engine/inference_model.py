@@ -70,7 +70,8 @@ class InferenceModel(nn.Module):
         self.bins = make_linear(weights, table[first:last])
         self.above = make_linear(weights if last < len(table) else None, table[last:])
         self._weights = weights
-        self._words: tuple[Callable[[Tensor], Tensor], Tensor] | None = None
+        # Of the permitted ids: their head, the ids, and where those stand in a penalty.
+        self._words: tuple[Callable[[Tensor], Tensor], Tensor, Tensor] | None = None
         # Eight-bit products are so fast that what counts is to keep their results in the cache.
         self._rows_at_once = 64 if weights == 'int8' and integers_pay() else None
 
@@ -98,7 +99,9 @@ class InferenceModel(nn.Module):
         if before is not None and torch.equal(before[1], permitted):
             return False
         head = make_linear(self._weights, self.embedding.index_select(0, permitted))
-        self._words = head.forward, permitted
+        ids = self.config.ids
+        self._words = (head.forward, permitted,
+                       permitted - (permitted > ids.bins_last).to(permitted.dtype) * ids.bins)
         return True
 
     def embed(self, ids: Tensor) -> Tensor:
@@ -151,7 +154,7 @@ class InferenceModel(nn.Module):
             part for part in ((self.below, penalty[:first], 0),
                               (self.above, penalty[first:], after)) if len(part[1])]
         if (words := self._words) is not None:
-            parts = [(words[0], penalty.new_zeros(()), 0)]
+            parts = [(words[0], penalty.index_select(0, words[2]), 0)]
 
         def best(rows: Tensor) -> Tensor:
             found = []

@@ -86,7 +86,7 @@ def load_policy(path: Path | str, engine: str = 'onnx', threads: int = 1, device
         warm_up = run.warm_up if device == 'cuda' else None
     policy = Policy(run, transform, mode, max_thought_tokens or manifest.max_thought_tokens,
                     max_think_seconds, calibration=manifest.calibration,
-                    executed=manifest.action.replan_steps)
+                    executed=manifest.action.replan_steps, done_margin=manifest.done_margin)
     if warm_up is not None:
         warm_up(policy.max_thought_tokens)
     if prove:

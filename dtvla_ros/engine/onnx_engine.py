@@ -7,14 +7,21 @@ between passes, and a cache is only a number of rows.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from dtvla_ros.engine.engine import Choices, Engine, Prefix, memory_guard, penalty
+from dtvla_ros.engine.engine import (
+    NO_MARGINS,
+    Choices,
+    Engine,
+    Prefix,
+    memory_guard,
+    penalty,
+)
 from dtvla_ros.engine.providers import fallen_back, options, place
 from dtvla_ros.errors import UserError
 from dtvla_ros.policy.config import MASKED, DecoderConfig, visible
@@ -66,8 +73,9 @@ class OnnxEngine(Engine):
         self._buffers: dict[str, ort.OrtValue] = {}
         self._make_room(config.image_tokens + ROOM + config.slots, 0)
 
-    def suppress_tokens(self, banned: NDArray[np.bool_]) -> None:
-        self._penalty = penalty(self.config, banned)
+    def suppress_tokens(self, banned: NDArray[np.bool_],
+                        margins: Mapping[int, float] = NO_MARGINS) -> None:
+        self._penalty = penalty(self.config, banned, margins)
 
     def encode_images(self, pixel_values: NDArray[np.float32]) -> ort.OrtValue:
         """[C, 3, H, W] in -1..1 -> features [image_tokens, width]."""

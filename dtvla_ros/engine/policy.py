@@ -26,6 +26,7 @@ from dtvla_ros.policy.confidence import Calibration
 from dtvla_ros.policy.config import SpecialIds
 from dtvla_ros.policy.transform import Observation, PolicyTransform
 from dtvla_ros.policy.vocabulary import UNKNOWN
+from dtvla_ros.thought import FINISHED
 
 Done = Callable[[list[int]], bool]
 Forced = Callable[[list[int]], int | None]  # what must follow tokens written, None: anything
@@ -55,13 +56,13 @@ class Policy:
     ``mode`` 'full' thinks, 'masked' acts on an empty thought. The last thought is the next one's
     draft (``draft``): the result is the same, in fewer passes. ``calibration``: what makes a
     confidence of the certainty of a decision that thinks, of its first ``executed`` actions (None:
-    all).
+    all). ``done_margin`` as of the manifest.
     """
 
     def __init__(self, engine: Engine, transform: PolicyTransform, mode: str = 'full',
                  max_thought_tokens: int = 48, max_think_seconds: float = math.inf,
                  draft: bool = True, calibration: Calibration | None = None,
-                 executed: int | None = None):
+                 executed: int | None = None, done_margin: float = 0.0):
         if mode not in MODES:
             raise UserError(f'thought mode {mode!r} is none of {", ".join(MODES)}')
         if max_thought_tokens < 1:
@@ -73,7 +74,8 @@ class Policy:
         self._draft, self.calibration, self._executed = draft, calibration, executed
         self._fields = confidence.field_reader(transform.decode_thought)
         self._last: list[int] = []  # the last thought, without <think>
-        engine.suppress_tokens(suppressed_in_thought(transform))
+        margins = {transform.next_token('now', f' {FINISHED}'): done_margin} if done_margin else {}
+        engine.suppress_tokens(suppressed_in_thought(transform), margins)
 
     def reset(self) -> None:
         """Forget the last thought, which is only a draft."""

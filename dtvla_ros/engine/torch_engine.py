@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import ParamSpec, TypeVar
 
 import numpy as np
@@ -14,7 +14,14 @@ from torch import Tensor
 
 from dtvla_ros.engine import inference_model as fused
 from dtvla_ros.engine.capture import Recorder
-from dtvla_ros.engine.engine import Choices, Engine, Prefix, memory_guard, penalty
+from dtvla_ros.engine.engine import (
+    NO_MARGINS,
+    Choices,
+    Engine,
+    Prefix,
+    memory_guard,
+    penalty,
+)
 from dtvla_ros.engine.static_passes import PENDING, StaticPasses, Warmed
 from dtvla_ros.errors import UserError
 from dtvla_ros.policy.attention import additive
@@ -101,8 +108,9 @@ class TorchEngine(Engine):
         return static if static is not None and self._cache is static.cache else None
 
     @_phase
-    def suppress_tokens(self, banned: NDArray[np.bool_]) -> None:
-        self._penalty.copy_(torch.from_numpy(penalty(self.config, banned)))
+    def suppress_tokens(self, banned: NDArray[np.bool_],
+                        margins: Mapping[int, float] = NO_MARGINS) -> None:
+        self._penalty.copy_(torch.from_numpy(penalty(self.config, banned, margins)))
         ids = self.config.ids
         words = np.setdiff1d(np.flatnonzero(~banned), np.arange(ids.bins_first, ids.bins_last + 1))
         if self._model.restrict(torch.from_numpy(words).to(self._device)):

@@ -227,6 +227,8 @@ def identify(options: EvalOptions) -> tuple[dict[str, Any], EvalOptions]:
         'threads': options.threads,
         'files': {name: digest for name, digest in manifest.files.items() if name != PROOF},
         'replan_steps': options.replan_steps or manifest.action.replan_steps,
+        # Left out where there is none, so that evaluations begun before it can go on.
+        **({'done_margin': manifest.done_margin} if manifest.done_margin else {}),
         'images': {'upright': manifest.images.upright, 'mirrored': manifest.images.mirrored},
     }, decided
 

@@ -27,7 +27,7 @@ from dtvla_ros.policy.transform import Observation
 from dtvla_ros.policy.vocabulary import directions
 from dtvla_ros.rollout.env import Env
 from dtvla_ros.rollout.episode import run_episode
-from dtvla_ros.thought import Thought
+from dtvla_ros.thought import FINISHED, Thought
 
 BEFORE = 3  # decisions of its own
 LEAVING = ('place', 'release', 'retreat')  # phases in which the hand is still at what is done
@@ -96,7 +96,7 @@ def make_correction_worker(options: EvalOptions) -> Callable[[Job], Corrected]:
                 done = done or env.done(other)
                 known = Thought.parse(decision.reasoning)
                 phase = known.phase if known is not None else ''
-                if step - told >= limit or phase == 'wait' or (done and phase not in LEAVING):
+                if step - told >= limit or phase == FINISHED or (done and phase not in LEAVING):
                     standing, cleared = None, step
                     decision = policy.infer(observation)
             count, thought = count + 1, Thought.parse(decision.reasoning)

@@ -196,7 +196,7 @@ def _contents(manifest: PolicyManifest) -> dict[str, Any]:
             'action': manifest.action.to_dict(), 'images': manifest.images.to_dict(),
             'prompt': {key: getattr(manifest, key) for key in (
                 'preamble', 'state_in_prompt', 'max_thought_tokens', 'tasks',
-                'says_done')},
+                'says_done', 'done_margin')},
             **_sizes(manifest.config, manifest.max_thought_tokens)}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -75,7 +76,8 @@ class PolicyManifest:
     ``files`` maps names in the folder to SHA-256; nothing else in the folder is ever opened.
     ``tasks``: the instructions it was trained on, as its data spells them; empty: not known.
     ``names``: what its thoughts call things there; empty: not known.
-    ``says_done``: thoughts that say so are among what it was trained on.
+    ``says_done``: thoughts that say so are among what it was trained on. ``done_margin``: the word
+    that says so is written only where its logit leads all others by more than that [nats].
     ``success`` holds the evaluation table, ``simulator`` the versions it was measured with.
     ``weights`` other than 'fp32' are quantised: only the ONNX graphs can read them. ``proof``:
     shares of recorded thought ``tokens`` and action ``bins`` that the exported engines reached.
@@ -98,6 +100,7 @@ class PolicyManifest:
     tasks: tuple[str, ...] = ()
     names: tuple[str, ...] = ()
     says_done: bool = False
+    done_margin: float = 0.0
     proof: Mapping[str, float] = field(default_factory=dict)
     calibration: Calibration | None = None
 
@@ -106,6 +109,9 @@ class PolicyManifest:
         if not 0 < self.max_thought_tokens <= MOST_TOKENS:
             raise UserError(f'manifest: max_thought_tokens {self.max_thought_tokens} is not from '
                             f'1 to {MOST_TOKENS}')
+        if not 0.0 <= self.done_margin < math.inf:
+            raise UserError(f'manifest: done_margin {self.done_margin} is no number of nats from '
+                            '0 on')
         for what, share in self.proof.items():
             if not 0.0 <= share <= 1.0:
                 raise UserError(f'manifest: proof, {what}: {share} is no share from 0 to 1')
@@ -129,8 +135,9 @@ class PolicyManifest:
     def to_json(self) -> str:
         data = asdict(self) | {'action': self.action.to_dict(), 'images': self.images.to_dict(),
                                'statistics': self.statistics.to_dict()}
-        if self.calibration is None:  # so that versions without this key read it
-            del data['calibration']
+        for key in ('calibration', 'done_margin'):  # so that versions without them read it
+            if not data[key]:
+                del data[key]
         number = FORMATS[not self.action.is_normalised]
         return json.dumps({'format': number, **data}, indent=1) + '\n'
 

@@ -28,12 +28,11 @@ from dtvla_ros.errors import UserError
 from dtvla_ros.interrupt import finishing
 from dtvla_ros.rollout.env import Env, SceneSetup, require_contract, require_tasks
 from dtvla_ros.rollout.episode import Infer, execute, observation_from_sim
-from dtvla_ros.thought import Thought
+from dtvla_ros.thought import FINISHED, Thought
 
 KIND, TAKEOVER = 'dagger', 'takeover'
 STILL = 0.1  # length of an action in which the expert hardly moves
 ALONG = 0.2  # share of the expert's own motion below which the policy is not on its way
-WAIT = 'wait'  # phase of an expert that sees nothing left to do
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +95,7 @@ class Overseer:
 
 def astray(act: Any, executed: NDArray[np.floating]) -> bool:
     """Return whether an action [7] is not what an expert's step is after."""
-    if act.phase == WAIT:
+    if act.phase == FINISHED:  # an expert that sees nothing left to do
         return False
     wanted, went = np.asarray(act.action, np.float64), np.asarray(executed, np.float64)
     way = wanted[:3]

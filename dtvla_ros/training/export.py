@@ -34,13 +34,15 @@ from dtvla_ros.training.observations import own_observations, sample
 def export(source: Path, out: Path | None = None, name: str | None = None,
            replan_steps: int | None = None, success: Path | None = None,
            weights: str = 'fp32', observations: Sequence[Path] = (),
-           average_with: Sequence[Path] = ()) -> tuple[Path, Parity]:
+           average_with: Sequence[Path] = (),
+           done_margin: float | None = None) -> tuple[Path, Parity]:
     """Export a training run or a policy folder; return where to, and the measured parity.
 
     ``out`` None: ``models/nano`` for a small policy's run, ``models/RUN`` for one begun with a
     released policy, beside the policy for a policy. ``name``, ``replan_steps`` (actions executed
-    before the next decision) and ``success`` (the JSON of an evaluation, whose table goes into the
-    manifest) None: as usual, or as the policy has them. ``weights`` one of ``quantize.KINDS``, or
+    before the next decision), ``success`` (the JSON of an evaluation, whose table goes into the
+    manifest) and ``done_margin`` (as of `PolicyManifest`) None: as usual, or as the policy has
+    them. ``weights`` one of ``quantize.KINDS``, or
     'auto' for the fastest on this CPU. ``observations``: datasets whose frames the policy will
     prove itself on; none: those that ``source`` has, if any. ``average_with``: runs or policies
     whose weights count as much as those of ``source``. Raises ``UserError`` when one is neither or
@@ -62,7 +64,8 @@ def export(source: Path, out: Path | None = None, name: str | None = None,
                         'folder with --out')
     manifest = replace(
         manifest, name=name or manifest.name,
-        success=_table(success) if success else manifest.success, action=replace(
+        success=_table(success) if success else manifest.success,
+        done_margin=manifest.done_margin if done_margin is None else done_margin, action=replace(
             manifest.action, replan_steps=replan_steps or manifest.action.replan_steps))
     return out, export_policy(model, transform, out, manifest, weights, proof)
 

@@ -150,6 +150,17 @@ def test_a_suppressed_word_is_not_chosen(case):
     case.engine.suppress_tokens(case.banned)
 
 
+@pytest.mark.parametrize('more', [-0.01, 0.01])
+def test_a_word_with_a_margin_is_chosen_only_where_it_leads_by_more(case, more):
+    scores = np.where(case.banned, -np.inf, case.true([])[0])[0]
+    second, first = np.argsort(scores)[-2:].tolist()
+    lead = float(scores[first] - scores[second])
+    case.engine.suppress_tokens(case.banned, {first: lead + more})
+    chosen, _ = case.engine.prefill(case.prompt, case.features)
+    assert chosen.ids.tolist() == [second if more > 0 else first]
+    case.engine.suppress_tokens(case.banned)
+
+
 def test_the_cache_grows(case):
     many = [case.thought[-1]] * 600  # more than there is room for at first
     _, cache = case.engine.prefill(case.prompt, case.features, case.thought)

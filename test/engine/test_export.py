@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -30,6 +31,7 @@ from dtvla_ros.policy.checkpoint import save_weights
 from dtvla_ros.policy.manifest import FLOAT_GRAPHS, GRAPHS, PolicyManifest
 from dtvla_ros.policy.model import HybridDecoder
 from dtvla_ros.policy.transform import write_transform
+from dtvla_ros.thought import FINISHED
 from dtvla_ros.training.export import export, read_source
 
 
@@ -219,6 +221,29 @@ def test_a_policy_is_exported_again(tmp_path):
     small, large = ((tmp_path / name / 'model.safetensors').stat().st_size
                     for name in ('policy-int8', 'policy'))
     assert small < 0.7 * large
+
+
+def test_a_policy_is_given_a_margin_and_keeps_it(tmp_path):
+    write(tmp_path / 'policy')
+    assert 'done_margin' not in (tmp_path / 'policy/manifest.json').read_text()
+    for given, out in (('policy', 'sure'), ('sure', 'again')):
+        more = ['--done-margin', '2.5'] if given == 'policy' else []
+        result = CliRunner().invoke(
+            app, ['export', str(tmp_path / given), '--out', str(tmp_path / out), *more])
+        assert result.exit_code == 0, result.output
+        assert PolicyManifest.read(tmp_path / out).done_margin == 2.5
+    policy, _ = load_policy(tmp_path / 'again')
+    word = policy.transform.tokenizer.token_to_id(FINISHED)
+    ids = policy.transform.config.ids
+    assert policy.engine._penalty[word - ids.bins * (word > ids.bins_last)] == -2.5
+
+
+def test_a_margin_is_a_number_of_nats(tmp_path):
+    write(tmp_path)
+    path = tmp_path / 'manifest.json'
+    path.write_text(json.dumps(json.loads(path.read_text()) | {'done_margin': -1.0}))
+    with pytest.raises(UserError, match='done_margin -1.0 is no number of nats from 0 on'):
+        PolicyManifest.read(tmp_path)
 
 
 def test_a_policy_replaces_itself_and_a_checkpoint_does_not(tmp_path):

@@ -235,5 +235,12 @@ def test_a_head_of_few_words_chooses_the_same(weights):
     assert found[0][0] == found[1][0] and {*found[0][0]} <= {5, 17, 23, 40, 60}
     close(found[1][1], found[0][1], atol=1e-5)
     assert not few._model.restrict(torch.tensor([5, 17, 23, 40, 60]))
+    first = found[0][0][0]
+    for engine in (every, few):
+        engine.suppress_tokens(banned, {first: 100.0})
+    firsts = [engine.prefill(view.prompt, engine.encode_images(view.pixels))[0]
+              for engine in (every, few)]
+    assert firsts[0].ids == firsts[1].ids != [first]
+    close(firsts[1].log_probs, firsts[0].log_probs, atol=1e-5)
     few.suppress_tokens(np.zeros_like(banned))
     assert few._model._words is None
