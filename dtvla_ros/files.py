@@ -7,7 +7,7 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from operator import itemgetter
 from pathlib import Path
@@ -235,16 +235,19 @@ class JsonLines:
 class Journal(JsonLines):
     """One JSON line per episode, in ``done`` by its key; the first line holds the settings.
 
-    Raises ``UserError`` if the file holds rows made with other settings.
+    Raises ``UserError`` if the file holds rows made with other settings; those in ``told`` may
+    differ.
     """
 
-    def __init__(self, path: Path, header: Mapping[str, Any], key: Key = BY_EPISODE):
+    def __init__(self, path: Path, header: Mapping[str, Any], key: Key = BY_EPISODE,
+                 told: Container[str] = ()):
         self._key = key
         wanted = json.loads(json.dumps(dict(header)))
         lines = read_lines(path)
         found, rows = _header_and_rows(path, lines, 'the same command', key) if lines else ({}, [])
-        if found and found != wanted:
-            changed = sorted(k for k in {**found, **wanted} if found.get(k) != wanted.get(k))
+        changed = sorted(k for k in {**found, **wanted}
+                         if k not in told and found.get(k) != wanted.get(k))
+        if found and changed:
             raise UserError(f'{path} was made with other settings ({", ".join(changed)} '
                             'differ); choose another folder or delete the file')
         self.done: dict[Any, dict[str, Any]] = {key(row): row for row in rows}

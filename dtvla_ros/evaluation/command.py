@@ -368,7 +368,8 @@ def run_episodes(title: str, settings: Mapping[str, Any], jobs: Sequence[Job],
                 name = f'{cell[0].replace(":", "-") or "undisturbed"}.jsonl' if cell else ''
                 journals[cell] = stack.enter_context(files.Journal(
                     journal / name, {**settings, **({'perturb': cell[0]} if cell else {})},
-                    itemgetter('task', 'seed')))
+                    itemgetter('task', 'seed'),
+                    told=('policy',)))  # where it lies; its files' hashes say which it is
                 done |= {(*cell, *key): EpisodeResult.from_dict(row)
                          for key, row in journals[cell].done.items()}
         missing = [job for job in wanted if job not in done]

@@ -46,6 +46,9 @@ def test_a_journal_is_continued_after_a_kill_in_mid_line(tmp_path):
     assert not ran and again.success and again.latency == {'think': [0.1, 0.2]}
     with pytest.raises(UserError, match=r'eval\.jsonl.*mode.*choose another'):
         episodes(path, {**SETTINGS, 'mode': 'masked'})
+    with pytest.raises(UserError, match='files'):
+        episodes(path, {**SETTINGS, 'files': {'a': 'another'}})
+    assert not episodes(path, {**SETTINGS, 'policy': 'a copy of it'})[0]
     assert path.read_bytes() == whole
 
 
