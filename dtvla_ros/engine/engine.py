@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -13,8 +12,6 @@ from numpy.typing import NDArray
 
 from dtvla_ros.errors import OutOfMemory
 from dtvla_ros.policy.config import DecoderConfig
-
-NO_MARGINS: Mapping[int, float] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +92,7 @@ class Engine(Protocol):
     tells_log_probs: bool = True  # of the ids it chooses
 
     def suppress_tokens(self, banned: NDArray[np.bool_],
-                        margins: Mapping[int, float] = NO_MARGINS) -> None:
+                        margins: Mapping[int, float] | None = None) -> None:
         """Never choose the ids marked in ``banned`` [V] from now on.
 
         An id in ``margins`` is chosen only where its logit leads all others by more than that.
@@ -150,13 +147,13 @@ class Engine(Protocol):
 
 
 def penalty(config: DecoderConfig, banned: NDArray[np.bool_],
-            margins: Mapping[int, float] = NO_MARGINS) -> NDArray[np.float32]:
+            margins: Mapping[int, float] | None = None) -> NDArray[np.float32]:
     """Return what is added to the scores of ids that are no bins [V - bins].
 
     That is -inf for what is banned, minus its margin for what has one, else 0.
     """
     added = np.where(banned, np.float32('-inf'), np.float32(0))  # [V]
-    for token, margin in margins.items():
+    for token, margin in (margins or {}).items():
         added[token] -= margin
     return np.delete(added, slice(config.ids.bins_first, config.ids.bins_last + 1))
 

@@ -14,14 +14,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from dtvla_ros.engine.engine import (
-    NO_MARGINS,
-    Choices,
-    Engine,
-    Prefix,
-    memory_guard,
-    penalty,
-)
+from dtvla_ros.engine.engine import Choices, Engine, Prefix, memory_guard, penalty
 from dtvla_ros.engine.providers import fallen_back, options, place
 from dtvla_ros.errors import UserError
 from dtvla_ros.policy.config import MASKED, DecoderConfig, visible
@@ -74,7 +67,7 @@ class OnnxEngine(Engine):
         self._make_room(config.image_tokens + ROOM + config.slots, 0)
 
     def suppress_tokens(self, banned: NDArray[np.bool_],
-                        margins: Mapping[int, float] = NO_MARGINS) -> None:
+                        margins: Mapping[int, float] | None = None) -> None:
         self._penalty = penalty(self.config, banned, margins)
 
     def encode_images(self, pixel_values: NDArray[np.float32]) -> ort.OrtValue:

@@ -74,8 +74,8 @@ class Policy:
         self._draft, self.calibration, self._executed = draft, calibration, executed
         self._fields = confidence.field_reader(transform.decode_thought)
         self._last: list[int] = []  # the last thought, without <think>
-        margins = {transform.next_token('now', f' {FINISHED}'): done_margin} if done_margin else {}
-        engine.suppress_tokens(suppressed_in_thought(transform), margins)
+        engine.suppress_tokens(suppressed_in_thought(transform), {
+            transform.next_token('now', f' {FINISHED}'): done_margin} if done_margin else None)
 
     def reset(self) -> None:
         """Forget the last thought, which is only a draft."""

@@ -14,14 +14,7 @@ from torch import Tensor
 
 from dtvla_ros.engine import inference_model as fused
 from dtvla_ros.engine.capture import Recorder
-from dtvla_ros.engine.engine import (
-    NO_MARGINS,
-    Choices,
-    Engine,
-    Prefix,
-    memory_guard,
-    penalty,
-)
+from dtvla_ros.engine.engine import Choices, Engine, Prefix, memory_guard, penalty
 from dtvla_ros.engine.static_passes import PENDING, StaticPasses, Warmed
 from dtvla_ros.errors import UserError
 from dtvla_ros.policy.attention import additive
@@ -109,7 +102,7 @@ class TorchEngine(Engine):
 
     @_phase
     def suppress_tokens(self, banned: NDArray[np.bool_],
-                        margins: Mapping[int, float] = NO_MARGINS) -> None:
+                        margins: Mapping[int, float] | None = None) -> None:
         self._penalty.copy_(torch.from_numpy(penalty(self.config, banned, margins)))
         ids = self.config.ids
         words = np.setdiff1d(np.flatnonzero(~banned), np.arange(ids.bins_first, ids.bins_last + 1))

@@ -46,9 +46,9 @@ def read_results(files: Sequence[Path]) -> dict[Row, Results]:
             raise UserError(f'{file}: a result of mode {mode} is already there; give one of each')
         row[mode] = result
     everything = [result for row in rows.values() for result in row.values()]
-    mine = [r for r in everything if 'files' in r]
-    same = [('policy', [r['files'] for r in mine]),
-            ('done_margin', [r.get('done_margin') for r in mine]),
+    thinking = [r for r in everything if 'files' in r]
+    same = [('policy', [r['files'] for r in thinking]),
+            ('done_margin', [r.get('done_margin') for r in thinking]),
             ('perturb', [r.get('perturb') for r in everything]),
             ('wordings', [r.get('wordings') for r in everything])]
     for row in rows.values():  # fewer episodes are the first ones of more

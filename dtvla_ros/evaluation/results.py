@@ -1,4 +1,4 @@
-"""Turns finished episodes into rates with intervals, tables and comparisons."""
+"""Turns finished episodes into rates with intervals, and tables."""
 
 from __future__ import annotations
 

@@ -42,11 +42,11 @@ def export(source: Path, out: Path | None = None, name: str | None = None,
     released policy, beside the policy for a policy. ``name``, ``replan_steps`` (actions executed
     before the next decision), ``success`` (the JSON of an evaluation, whose table goes into the
     manifest) and ``done_margin`` (as of `PolicyManifest`) None: as usual, or as the policy has
-    them. ``weights`` one of ``quantize.KINDS``, or
-    'auto' for the fastest on this CPU. ``observations``: datasets whose frames the policy will
-    prove itself on; none: those that ``source`` has, if any. ``average_with``: runs or policies
-    whose weights count as much as those of ``source``. Raises ``UserError`` when one is neither or
-    does not fit the other, or when the graphs do not agree with the model.
+    them. ``weights`` one of ``quantize.KINDS``, or 'auto' for the fastest on this CPU.
+    ``observations``: datasets whose frames the policy will prove itself on; none: those that
+    ``source`` has, if any. ``average_with``: runs or policies whose weights count as much as those
+    of ``source``. Raises ``UserError`` when one is neither or does not fit the other, or when the
+    graphs do not agree with the model.
     """
     model, transform, manifest = read_source(source)
     if average_with:

@@ -1,9 +1,8 @@
-"""Rates, tables, comparisons and the HTML page of finished episodes."""
+"""Rates, tables and the HTML page of finished episodes."""
 
 import base64
 import math
 import re
-from pathlib import Path
 from urllib.parse import unquote
 from xml.etree import ElementTree
 
@@ -14,7 +13,6 @@ from dtvla_ros.evaluation import results
 from dtvla_ros.evaluation.report import write_html
 from dtvla_ros.rollout.episode import EpisodeResult
 
-ROOT = Path(__file__).resolve().parents[2]
 TASKS = ('stack_the_cube', 'push_the_cube')
 HOSTILE = ('stack_the_cube', 'push_the_<b>cube')
 
