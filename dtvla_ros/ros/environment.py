@@ -15,11 +15,12 @@ import platform
 import random
 import sys
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from xml.parsers import expat
 
 from dtvla_ros.errors import UserError
-from dtvla_ros.files import find_shared
+from dtvla_ros.files import find_shared, written_whole
 
 # What the wheels of ROS are recognized by; no other ROS carries Python packages of these names.
 WHEELS = ('ros-wheels-bootstrapper', 'ros-rclpy')
@@ -31,6 +32,10 @@ OTHER_HOSTS = ('ROS_STATIC_PEERS', 'ROS_DISCOVERY_SERVER')  # name machines to t
 PROFILES = ('FASTRTPS_DEFAULT_PROFILES_FILE', 'FASTDDS_DEFAULT_PROFILES_FILE')
 PROFILE = 'config/fastdds.xml'
 LOCAL_PROFILE = 'config/fastdds_localhost.xml'
+# Where a process's port for data lies among the 250 of its domain; even ones are for discovery.
+_PORT, _USUAL_PORT, _PORTS = '<offsetd3>{}</offsetd3>', 11, 50
+_port = _USUAL_PORT + 2 * random.SystemRandom().randrange(_PORTS)
+_OWN = 'dtvla_ros-'  # begins the name of a profile with such a port
 CHOICES = {
     DISCOVERY: ('LOCALHOST', 'SUBNET', 'OFF', 'SYSTEM_DEFAULT'),
     'ROS_SECURITY_ENABLE': ('true', 'false'), 'ROS_SECURITY_STRATEGY': ('Enforce', 'Permissive'),
@@ -136,8 +141,8 @@ def prepare() -> None:
         os.environ[DISCOVERY] = 'LOCALHOST'
         if os.environ.get('ROS_DISTRO') == 'humble':
             os.environ[FORMER_DISCOVERY] = '1'
-    _choose_profile()
     _choose_logs()
+    _choose_profile()
     mallopt = getattr(ctypes.CDLL(None), 'mallopt', None)  # glibc's
     if mallopt is not None:
         for option, size in _MALLOPT:
@@ -172,22 +177,24 @@ def _require_known_values() -> None:
 
 def _choose_logs() -> None:
     """Let ROS write its logs to the temporary folder where the home folder takes none."""
-    home = Path(os.environ.get('ROS_HOME') or Path('~/.ros').expanduser())
-    folder = Path(os.environ.get('ROS_LOG_DIR') or home / 'log')
-    try:
+    folder = _logs()
+    with suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True)
         if os.access(folder, os.W_OK):
             return
-    except OSError:
-        pass
     os.environ['ROS_LOG_DIR'] = tempfile.mkdtemp(prefix='ros-log-')
+
+
+def _logs() -> Path:
+    home = Path(os.environ.get('ROS_HOME') or Path('~/.ros').expanduser())
+    return Path(os.environ.get('ROS_LOG_DIR') or home / 'log')
 
 
 def _choose_profile() -> None:
     """Let Fast DDS read the user's profiles, not what our parent process chose, else ours."""
-    ours = {name: str(find_shared(name).resolve()) for name in (PROFILE, LOCAL_PROFILE)}
-    given = {name: value for name in PROFILES
-             if (value := os.environ.get(name)) and value not in ours.values()}
+    ours = {name: find_shared(name).resolve() for name in (PROFILE, LOCAL_PROFILE)}
+    given = {name: value for name in PROFILES if (value := os.environ.get(name))
+             and Path(value) not in ours.values() and not Path(value).name.startswith(_OWN)}
     for name, path in given.items():
         try:  # Fast DDS goes on without a file it cannot read, and so without its restrictions
             expat.ParserCreate().Parse(Path(path).read_bytes(), True)
@@ -197,4 +204,20 @@ def _choose_profile() -> None:
         local = not any(map(os.environ.get, OTHER_HOSTS)) and (
             os.environ.get(FORMER_DISCOVERY) == '1'
             or os.environ.get(DISCOVERY) in ('LOCALHOST', 'OFF'))
-        os.environ.update(dict.fromkeys(PROFILES, ours[LOCAL_PROFILE if local else PROFILE]))
+        chosen = _with_own_port(ours[LOCAL_PROFILE if local else PROFILE])
+        os.environ.update(dict.fromkeys(PROFILES, str(chosen)))
+
+
+def _with_own_port(profile: Path) -> Path:
+    """Return a copy of a profile by which this process receives data at another port than others.
+
+    Fast DDS gives a process the port of one that was killed. For 20 seconds others take it for
+    that one, and open and remove its shared memory at every message they send: the new process
+    hears its first message a second or two late, and now and then none.
+    """
+    text = profile.read_text().replace(_PORT.format(_USUAL_PORT), _PORT.format(_port))
+    own = _logs() / f'{_OWN}{profile.stem}-{_port}.xml'
+    if not own.exists() or own.read_text() != text:
+        with written_whole(own) as part:
+            part.write_text(text)
+    return own

@@ -14,6 +14,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+from support.beside import fresh_domain
 
 from dtvla_ros.files import find_shared
 from dtvla_ros.ros import environment
@@ -53,7 +54,11 @@ def test_what_is_chosen(given: Any, variables: dict[str, str], reach: str | None
                         profile: str) -> None:
     made = given(**variables)
     assert made.get(DISCOVERY) == reach
-    assert [made[name] for name in PROFILES] == [profile, profile]
+    (own,) = {made[name] for name in PROFILES}
+    port = re.search(r'<offsetd3>(\d+)</offsetd3>', Path(own).read_text())
+    assert port and 11 <= int(port[1]) < 111 and int(port[1]) % 2 == 1
+    assert Path(own).read_text() == Path(profile).read_text().replace('>11<', f'>{port[1]}<')
+    assert given(**made)[PROFILES[0]] == own, 'a child of ours chooses anew'
     if FORMER_DISCOVERY not in variables:  # by which Humble hears of it
         humble = made.get('ROS_DISTRO') == 'humble'
         assert made.get(FORMER_DISCOVERY) == ('1' if humble and reach == 'LOCALHOST' else None)
@@ -75,6 +80,30 @@ def test_profiles_differ_in_the_interface_only() -> None:
     at = local.index(('address', '127.0.0.1'))
     assert local[at - 1] == ('interfaceWhiteList', '')
     assert local[:at - 1] + local[at + 1:] == settings(OPEN)
+
+
+PORTS = """
+from pathlib import Path
+from dtvla_ros.ros.environment import PROFILES, prepare
+prepare()
+import os, rclpy
+rclpy.init()
+node = rclpy.create_node('one')
+threads = Path('/proc/self/task').glob('*/comm')
+print(os.environ[PROFILES[0]], *(thread.read_text() for thread in threads))
+"""
+
+
+@pytest.mark.skipif('fastrtps' not in os.environ.get('RMW_IMPLEMENTATION', 'rmw_fastrtps_cpp'),
+                    reason='another middleware')
+def test_a_process_receives_data_at_a_port_of_its_own() -> None:
+    domain = fresh_domain()
+    profile, *threads = subprocess.run(
+        [sys.executable, '-c', PORTS], env={**os.environ, 'ROS_DOMAIN_ID': domain},
+        capture_output=True, text=True, check=True).stdout.split()
+    offset = int(Path(profile).stem.rpartition('-')[2])
+    port = 7400 + 250 * int(domain) + offset
+    assert {f'dds.udp.{port}', f'dds.shm.{port}'} <= set(threads), threads
 
 
 class Machine:
