@@ -139,7 +139,7 @@ def train_grpo(
 
 @app.command('dagger')
 @takes('init out episodes suite tasks starts seed camera_every after_success takeover '
-       'replan_steps workers ray antialiasing', camera_every=4)
+       'replan_steps workers ray antialiasing cpu_threads', camera_every=4)
 def train_dagger(
     given: Given,
     init: Annotated[Path, Folder(help='The policy that drives: a training run or a policy.')],
@@ -168,7 +168,8 @@ def train_dagger(
     """
     from dtvla_ros.training.dagger import DaggerOptions, relabel
     with sole_writer(out):
-        info = call(relabel, given, init=find_shared(init), options=call(DaggerOptions, given))
+        info = call(relabel, given, init=find_shared(init), options=call(DaggerOptions, given),
+                    threads=given['cpu_threads'])
     print(f'{out}: {counts(info)}; next: dtvla train sft --init {given["init"]} '
           f'--data data/tabletop --data {out} --out runs/{out.name} --minutes 10'
           f'{" --set intervention_boost=4" if given["takeover"] else ""}')

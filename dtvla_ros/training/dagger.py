@@ -225,19 +225,26 @@ def shard_plans(options: DaggerOptions, tasks: Sequence[str], number: int,
 
 
 def relabel(init: Path, out: Path, options: DaggerOptions, workers: int = 2,
-            replan_steps: int | None = None, ray: str | None = None) -> dict[str, Any]:
+            replan_steps: int | None = None, ray: str | None = None,
+            threads: int | None = None) -> dict[str, Any]:
     """Let the policy of a run or folder drive ``options.episodes`` episodes, write a dataset.
+
+    ``threads``: of the policy, all cores if None; more than there are idle cores hold it up.
 
     Returns the dataset's info. Finished shards are kept: the same command goes on. On Ctrl-C those
     that have begun are finished; KeyboardInterrupt says how many episodes there are. Raises
     ``UserError`` for unknown tasks, or if ``out`` was made with other options.
     """
+    import torch
+
     from dtvla_ros.engine.batch import BatchSampler
     from dtvla_ros.rollout.batched import BatchedRollouts, Rollout
     from dtvla_ros.rollout.batched import Episode as Driven
     from dtvla_ros.rollout.workers import open_envs
     from dtvla_ros.training.export import read_source
 
+    if threads:
+        torch.set_num_threads(threads)
     model, transform, manifest = read_source(init)
     require_offsets(transform.contract, str(init), 'dtvla train dagger')
     writer.require_same_options(out / 'dagger.json', asdict(options) | {'init': str(init)},
