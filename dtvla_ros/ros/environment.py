@@ -217,7 +217,10 @@ def _with_own_port(profile: Path) -> Path:
     """
     text = profile.read_text().replace(_PORT.format(_USUAL_PORT), _PORT.format(_port))
     own = _logs() / f'{_OWN}{profile.stem}-{_port}.xml'
-    if not own.exists() or own.read_text() != text:
-        with written_whole(own) as part:
-            part.write_text(text)
+    try:
+        if not own.exists() or own.read_text() != text:
+            with written_whole(own) as part:
+                part.write_text(text)
+    except (OSError, UserError):  # a full disk keeps no robot from moving
+        return profile
     return own

@@ -72,6 +72,15 @@ def test_the_users_profile_wins(given: Any, tmp_path: Path, name: str) -> None:
     assert {key: made[key] for key in PROFILES if key in made} == {name: str(mine)}
 
 
+def test_where_no_file_can_be_written_the_port_is_the_usual_one(
+        given: Any, tmp_path: Path) -> None:
+    own = Path(given(ROS_LOG_DIR=str(tmp_path))[PROFILES[0]])
+    assert own.parent == tmp_path
+    own.unlink()
+    own.mkdir()  # root may write everywhere but here
+    assert given(ROS_LOG_DIR=str(tmp_path))[PROFILES[0]] == LOCAL
+
+
 def test_profiles_differ_in_the_interface_only() -> None:
     def settings(path: str) -> list[tuple[str, str]]:
         return [(re.sub(r'\{.*\}', '', e.tag), (e.text or '').strip())
