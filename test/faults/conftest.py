@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections import defaultdict
@@ -17,6 +18,7 @@ from support.beside import fresh_domain
 from support.graph import ROOT, policy  # noqa: F401
 
 from dtvla_ros.files import write_between
+from dtvla_ros.policy.manifest import MANIFEST, PROOF
 from test.faults.rig import PRIORITY, Rig, T
 
 BEGIN = '<!-- fault table, written by make faults -->'
@@ -72,12 +74,22 @@ def machine(strict: bool) -> Iterator[None]:
                     f'{late["p99"]:.2f} ms while this was measured; priority: {of_all}.')
 
 
+def never_done(original: Path, copy: Path) -> Path:
+    """Copy a policy that then never says that it is done, which noise may look like."""
+    shutil.copytree(original, copy)
+    manifest = json.loads((copy / MANIFEST).read_text())
+    del manifest['files'][PROOF]  # of thoughts, some of which say it
+    (copy / MANIFEST).write_text(json.dumps(manifest | {'done_margin': 1000.0}))
+    return copy
+
+
 @pytest.fixture(scope='module')
 def rig(tmp_path_factory: Any, policy: Any, strict: bool) -> Iterator[Rig]:  # noqa: F811
     """Policy and gate, running; a test breaks something and `Rig.ready` heals it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv('ROS_DOMAIN_ID', fresh_domain())
-        made = Rig(tmp_path_factory.mktemp('rig'), policy, strict)
+        folder = tmp_path_factory.mktemp('rig')
+        made = Rig(folder, (never_done(policy[0], folder / 'policy'), policy[1]), strict)
         yield made
         made.close()
 
